@@ -1,0 +1,58 @@
+"""Every error this package raises on purpose.
+
+StreamAgentError
+├── ConfigError    a configuration value, file or procedure pack is wrong
+├── SourceError    a video source cannot be opened or read
+├── WireError      bytes from a socket or the ring are not one of our messages
+├── WorkerError    a child process did not start, stopped, or ran out of restarts
+└── BackendError   a planner's model failed or gave an answer that does not meet the schema
+
+A message names the value, the rule and the remedy. Whoever catches one prints `str(error)` and no traceback:
+these are mistakes of the outside world, not of this code.
+"""
+
+from __future__ import annotations
+
+
+class StreamAgentError(Exception):
+    """Base of all errors a user can cause or meet; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(StreamAgentError):
+    """A configuration value, file or procedure pack is wrong."""
+
+    exit_code = 2
+
+
+class SourceError(StreamAgentError):
+    """A video source cannot be opened or read.
+
+    Attributes:
+        retryable: Whether trying again later may help (a camera unplugged), or not (no such file).
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class WireError(StreamAgentError):
+    """Bytes from a socket or the ring are not one of our messages."""
+
+    exit_code = 4
+
+
+class WorkerError(StreamAgentError):
+    """A child process did not start, stopped, or ran out of restarts."""
+
+    exit_code = 5
+
+
+class BackendError(StreamAgentError):
+    """A planner's model failed, or its answer does not meet the schema."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""From a frame to evidence: the reduced picture, the gate, the recognisers and the segmenter."""

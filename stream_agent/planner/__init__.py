@@ -1,0 +1,1 @@
+"""Planners behind one protocol, and the ladder that picks between their answers."""

@@ -1,0 +1,1 @@
+"""Where plans go: console, JSONL file, ZeroMQ publisher; none of them can slow the loop."""

@@ -1,0 +1,1 @@
+"""Sources of pictures: file, camera, network, frame folder, signals and synthetic behind one protocol."""
