@@ -56,7 +56,9 @@ class SourceConfig(Section):
         description="A video file, a folder of numbered frames, a .csv of 1 Hz signals, /dev/videoN, an "
         "rtsp:// srt:// http:// udp:// tcp:// address, device:FORMAT:NAME for any libav device, or synthetic:",
     )
-    stream_id: str = Field(default="endoscope", min_length=1, max_length=64, description="Names the camera in every message.")
+    stream_id: str = Field(
+        default="endoscope", min_length=1, max_length=64, description="Names the camera in every message."
+    )
     pace: Pace = Field(
         default="realtime",
         description="realtime, N for N times real time, or max: lockstep on a virtual clock, deterministic. Live sources "
@@ -66,8 +68,12 @@ class SourceConfig(Section):
     start_s: float = Field(default=0.0, ge=0, description="Media time to start at.")
     stop_s: float | None = Field(default=None, gt=0, description="Media time to stop at.")
     open_timeout_s: float = Field(default=10.0, gt=0, description="How long opening may take before it is an error.")
-    read_timeout_s: float = Field(default=5.0, gt=0, description="How long a live source may be silent before a reconnect.")
-    reconnect_initial_s: float = Field(default=0.25, gt=0, description="First wait before a reconnect; doubles each time.")
+    read_timeout_s: float = Field(
+        default=5.0, gt=0, description="How long a live source may be silent before a reconnect."
+    )
+    reconnect_initial_s: float = Field(
+        default=0.25, gt=0, description="First wait before a reconnect; doubles each time."
+    )
     reconnect_max_s: float = Field(default=8.0, gt=0, description="Longest wait before a reconnect.")
     decode_threads: int = Field(default=2, ge=0, le=64, description="Decoder threads; 0 lets libav choose.")
     options: dict[str, str] = Field(default_factory=dict, description="Options handed to libav as they are.")
@@ -77,7 +83,9 @@ class SourceConfig(Section):
     synthetic_fps: float = Field(default=30.0, gt=0, le=240)
     synthetic_duration_s: float = Field(default=60.0, gt=0, description="Length of the synthetic procedure on screen.")
     synthetic_speed: float = Field(
-        default=12.0, gt=0, description="How much faster than a real procedure the synthetic one goes, so that a minute shows several actions."
+        default=12.0,
+        gt=0,
+        description="How much faster than a real procedure the synthetic one goes, so that a minute shows several actions.",
     )
     seed: int = Field(default=7, ge=0, description="Draws the synthetic scene and its action timeline.")
 
@@ -97,23 +105,33 @@ class TransportConfig(Section):
     keys: Path | None = Field(
         default=None, description="Directory of CURVE keys made by `run_agent.py keys`; required outside loopback."
     )
-    stall_s: float = Field(default=0.7, gt=0, le=10, description="A grabber without a sign of life this long is degraded.")
+    stall_s: float = Field(
+        default=0.7, gt=0, le=10, description="A grabber without a sign of life this long is degraded."
+    )
 
 
 class GateConfig(Section):
     """When a picture is no ground for a plan."""
 
     enabled: bool = True
-    black_luma: float = Field(default=16.0, ge=0, le=255, description="Mean luma (0 to 255) under which a picture is black.")
-    frozen_s: float = Field(default=2.0, gt=0, description="Seconds without any change after which a picture is frozen.")
-    frozen_difference: float = Field(default=0.15, ge=0, description="Mean absolute luma change that still counts as none.")
+    black_luma: float = Field(
+        default=16.0, ge=0, le=255, description="Mean luma (0 to 255) under which a picture is black."
+    )
+    frozen_s: float = Field(
+        default=2.0, gt=0, description="Seconds without any change after which a picture is frozen."
+    )
+    frozen_difference: float = Field(
+        default=0.15, ge=0, description="Mean absolute luma change that still counts as none."
+    )
     out_of_body_probability: float = Field(
         default=0.9, gt=0, le=1, description="The recogniser's out-of-body probability at which the gate closes."
     )
     blur_variance: float = Field(
         default=2.5, ge=0, description="Variance of the Laplacian of the reduced luma under which a picture is blurred."
     )
-    blur_s: float = Field(default=0.6, ge=0, description="Seconds of blur before the gate closes: a moving camera blurs briefly.")
+    blur_s: float = Field(
+        default=0.6, ge=0, description="Seconds of blur before the gate closes: a moving camera blurs briefly."
+    )
 
 
 class RecogniserConfig(Section):
@@ -142,9 +160,13 @@ class MemoryConfig(Section):
     """How much of the past the planner may see."""
 
     max_clips: int = Field(default=64, ge=2, description="Closed clips kept before the oldest fold into counts.")
-    evict_block: int = Field(default=16, ge=1, description="Clips folded at once, so that prompts change rarely at their start.")
+    evict_block: int = Field(
+        default=16, ge=1, description="Clips folded at once, so that prompts change rarely at their start."
+    )
     journal: Path | None = Field(default=None, description="File that closed clips are appended to, and restored from.")
-    case_id: str = Field(default="case", min_length=1, max_length=128, description="The patient case; another id starts empty.")
+    case_id: str = Field(
+        default="case", min_length=1, max_length=128, description="The patient case; another id starts empty."
+    )
 
     @model_validator(mode="after")
     def _block_fits(self) -> MemoryConfig:
@@ -158,7 +180,9 @@ class MemoryConfig(Section):
 class ProcedureConfig(Section):
     """Which procedure is being watched."""
 
-    pack: Path = Field(default=Path("cholecystectomy"), description="Folder of the procedure pack, or its name in configs/procedures.")
+    pack: Path = Field(
+        default=Path("cholecystectomy"), description="Folder of the procedure pack, or its name in configs/procedures."
+    )
     goal: str | None = Field(default=None, description="Free text that replaces the pack's goal.")
 
 
@@ -173,11 +197,15 @@ class ScriptedStep(Section):
 class PlannerConfig(Section):
     """The planner worker and what every plan promises."""
 
-    kind: Literal["none", "scripted"] = Field(default="none", description="The worker's planner; none runs the statistical alone.")
+    kind: Literal["none", "scripted"] = Field(
+        default="none", description="The worker's planner; none runs the statistical alone."
+    )
     deadline_ms: float = Field(default=500.0, gt=0, description="From capture; later answers are expired.")
     valid_s: float = Field(default=2.0, gt=0, description="How long after capture a plan may be shown as current.")
     horizon: int = Field(default=3, ge=1, le=10, description="Actions ahead in the chain.")
-    script: tuple[ScriptedStep, ...] = Field(default=(ScriptedStep(),), description="What the scripted planner does, in turn, for ever.")
+    script: tuple[ScriptedStep, ...] = Field(
+        default=(ScriptedStep(),), description="What the scripted planner does, in turn, for ever."
+    )
     charged_ms: float | None = Field(
         default=None, ge=0, description="Lockstep: latency charged per worker plan; unset charges what was measured."
     )
@@ -249,7 +277,11 @@ class AgentConfig(Section):
             raise ValueError(
                 "source.pace=max needs the agent's own grabber, but transport.connect names another host's; unset one of them"
             )
-        if self.recogniser.kind == "timeline" and self.recogniser.labels is None and not self.source.uri.startswith("synthetic:"):
+        if (
+            self.recogniser.kind == "timeline"
+            and self.recogniser.labels is None
+            and not self.source.uri.startswith("synthetic:")
+        ):
             raise ValueError(
                 "recogniser.kind=timeline needs recogniser.labels=FILE for this source; name the label file or use kind=auto"
             )

@@ -171,7 +171,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         return past if self.current is None else (*past, self.current)
 
 
-class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="plan_request"):
     """One question to a planner.
 
     Attributes:
@@ -305,3 +305,20 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="h
     state: Literal["ok", "degraded"]
     parts: dict[str, str]
     restarts: dict[str, int] = {}
+
+
+class Abort(msgspec.Struct, frozen=True, tag_field="type", tag="abort"):
+    """Agent to worker: the answer to this request is not wanted any more."""
+
+    request_id: int
+
+
+class PlanFailure(msgspec.Struct, frozen=True, tag_field="type", tag="plan_failure"):
+    """Worker to agent: no answer to this request, and why."""
+
+    request_id: int
+    reason: str
+
+
+ToWorker: TypeAlias = PlanRequest | Abort
+FromWorker: TypeAlias = Plan | PlanUpdate | PlanFailure

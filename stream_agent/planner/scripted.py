@@ -1,0 +1,76 @@
+"""A planner that does as it is told: canned answers, delays, hangs, crashes and garbage, for tests and drills."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Sequence
+
+from stream_agent.clock import NS_PER_S
+from stream_agent.config import ScriptedStep
+from stream_agent.errors import BackendError
+from stream_agent.messages import RANKED, ChainStep, Plan, PlanRequest, RankedAction
+
+_PROBABILITIES = (0.5, 0.3, 0.2)
+
+
+class ScriptedPlanner:
+    """Follows a script step by step, from the start again after its end."""
+
+    name = "scripted"
+
+    def __init__(self, actions: Sequence[str], script: Sequence[ScriptedStep], *, valid_s: float) -> None:
+        self._actions = tuple(actions)
+        self._valid_ns = round(valid_s * NS_PER_S)
+        self._steps = itertools.cycle(script)
+
+    def plan(self, request: PlanRequest, cancelled: threading.Event) -> Plan:
+        """What the next step says; a delay ends early when the request is cancelled.
+
+        Raises:
+            BackendError: The script says so, or the request was cancelled.
+        """
+        step = next(self._steps)
+        if cancelled.wait(step.delay_s):
+            raise BackendError("cancelled")
+        match step.behaviour:
+            case "hang":
+                threading.Event().wait()  # for ever, deaf to cancellation: what a stuck GPU looks like
+            case "crash":
+                os._exit(13)
+            case "error":
+                raise BackendError("the script says that the model failed")
+            case "garbage":
+                return self._answer(request, ("Reboot The Robot", "Reboot The Robot", ""))
+            case "answer":
+                pass
+        current = request.memory.current
+        ranked = step.ranked or tuple(action for action in self._actions if action != current)[:RANKED]
+        return self._answer(request, ranked)
+
+    def _answer(self, request: PlanRequest, ranked: Sequence[str]) -> Plan:
+        memory = request.memory
+        near = memory.near
+        if near is None:
+            raise BackendError("the request has no near frame")
+        return Plan(
+            stream_id=memory.stream_id,
+            session_id=memory.session_id,
+            case_id=memory.case_id,
+            request_id=request.request_id,
+            seq=near.seq,
+            pts_s=near.pts_s,
+            captured_ns=near.captured_ns,
+            valid_until_ns=near.captured_ns + self._valid_ns,
+            source="vlm",
+            planner=self.name,
+            current_action=memory.current,
+            current_confidence=memory.current_confidence,
+            ranked=tuple(
+                RankedAction(action, probability, "canned answer of the scripted planner")
+                for action, probability in zip(ranked, _PROBABILITIES, strict=False)
+            ),
+            progress=f"{len(memory.clips)} actions are done.",
+            chain=tuple(ChainStep(action, _PROBABILITIES[0], 0.0) for action in ranked[:1]),
+        )

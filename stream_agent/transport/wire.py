@@ -1,0 +1,107 @@
+"""One transport message as bytes: a fixed prelude, a msgpack header, and between hosts the picture behind it.
+
+    b"SA" | schema version u8 | kind u8 | header length u16, little endian | header | payload
+
+One part only: `ZMQ_CONFLATE` keeps just the last part of a multipart message. Decoding checks every field that later
+code relies on, so that random or hostile bytes end here as a `WireError`; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import msgspec
+
+from stream_agent.errors import WireError
+from stream_agent.messages import SCHEMA_VERSION, FrameHeader
+
+_PRELUDE = struct.Struct("<2sBBH")
+_MAGIC = b"SA"
+_FRAME, _END = 0, 1
+MAX_SIDE_PX = 16384
+_encoder = msgspec.msgpack.Encoder()
+
+
+class StreamEnd(msgspec.Struct, frozen=True, array_like=True):
+    """The last message of a session.
+
+    Attributes:
+        stream_id: Which camera.
+        session_id: The session that ends.
+        published: Frames it published in all; what a receiver is short of was lost.
+        final: Whether the stream ends too, or another session follows.
+        reason: In words.
+    """
+
+    stream_id: str
+    session_id: str
+    published: int
+    final: bool
+    reason: str = ""
+
+
+_frame_decoder = msgspec.msgpack.Decoder(FrameHeader)
+_end_decoder = msgspec.msgpack.Decoder(StreamEnd)
+
+
+def pack_frame(header: FrameHeader, payload: bytes | memoryview = b"") -> bytes:
+    """One message of a frame header and, between hosts, its encoded picture."""
+    packed = _encoder.encode(header)
+    return b"".join((_PRELUDE.pack(_MAGIC, SCHEMA_VERSION, _FRAME, len(packed)), packed, payload))
+
+
+def pack_end(end: StreamEnd) -> bytes:
+    """One message that ends a session."""
+    packed = _encoder.encode(end)
+    return _PRELUDE.pack(_MAGIC, SCHEMA_VERSION, _END, len(packed)) + packed
+
+
+def unpack(message: bytes | memoryview) -> tuple[FrameHeader, memoryview] | StreamEnd:
+    """The frame header and its payload (a view into `message`), or the end of a session.
+
+    Raises:
+        WireError: The bytes are not a message of this version, or a field is out of range.
+    """
+    view = memoryview(message)
+    if len(view) < _PRELUDE.size:
+        raise WireError(
+            f"a message of {len(view)} bytes is shorter than its prelude of {_PRELUDE.size}; not from a grabber"
+        )
+    magic, version, kind, length = _PRELUDE.unpack_from(view)
+    if magic != _MAGIC:
+        raise WireError(f"a message begins with {magic!r}, not {_MAGIC!r}; not from a grabber")
+    if version != SCHEMA_VERSION:
+        raise WireError(
+            f"the sender speaks version {version}, this receiver {SCHEMA_VERSION}; install the same release on both"
+        )
+    header_end = _PRELUDE.size + length
+    try:
+        if kind == _END:
+            end = _end_decoder.decode(view[_PRELUDE.size : header_end])
+            _require(end.published >= 0, "published", end.published)
+            return end
+        header = _frame_decoder.decode(view[_PRELUDE.size : header_end])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(
+            f"a frame header does not decode: {error}; the sender is of another release or broken"
+        ) from error
+    _require(kind == _FRAME, "kind", kind)
+    _check(header)
+    return header, view[header_end:]
+
+
+def _check(header: FrameHeader) -> None:
+    _require(0 <= header.seq < 2**53, "seq", header.seq)
+    _require(math.isfinite(header.pts_s) and header.pts_s >= 0, "pts_s", header.pts_s)
+    _require(0 <= header.captured_ns < 2**63, "captured_ns", header.captured_ns)
+    _require(header.rotation_deg in (0, 90, 180, 270), "rotation_deg", header.rotation_deg)
+    _require(len(header.signals) <= 256 and all(map(math.isfinite, header.signals)), "signals", header.signals)
+    if header.layout != "none":
+        for name, side in (("width", header.width), ("height", header.height)):
+            _require(2 <= side <= MAX_SIDE_PX and side % 2 == 0, name, side)
+
+
+def _require(holds: bool, field: str, value: object) -> None:
+    if not holds:
+        raise WireError(f"frame header field {field}={str(value)[:40]} is out of range; the sender is broken")
