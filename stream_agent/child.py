@@ -106,8 +106,8 @@ class ChildSide:
             self._report(Beat(self.state))
 
     def _watch_lifeline(self) -> None:
-        while credits := os.read(0, 4096):
-            self._credit.release(len(credits))
+        while granted := os.read(0, 4096):
+            self._credit.release(len(granted))
         self.stop.set()
         threading.Timer(_GRACE_S, _exit_now).start()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from contextlib import closing
 from typing import Protocol
 
 import msgspec
+import numpy as np
 import zmq
 
 from stream_agent.child import ChildSide
@@ -28,9 +30,11 @@ from stream_agent.clock import NS_PER_S
 from stream_agent.config import AgentConfig, SourceConfig, TransportConfig, is_lockstep, pace_factor
 from stream_agent.errors import ConfigError, SourceError, StreamAgentError
 from stream_agent.messages import Clip, FrameHeader
+from stream_agent.procedure import ProcedurePack, load_pack
 from stream_agent.runtime import host_id
 from stream_agent.source import open_source
 from stream_agent.source.protocol import Picture, Planes, Source
+from stream_agent.source.timeline import synthetic_timeline
 from stream_agent.transport.ring import RingWriter, planes_bytes
 from stream_agent.transport.sender import HeaderSender, PictureSender
 from stream_agent.transport.wire import StreamEnd
@@ -116,16 +120,13 @@ class RemoteOutlet:
     """Encoded pictures to other hosts."""
 
     def __init__(self, sender: PictureSender) -> None:
-        import numpy as np
-
         self._sender = sender
         self._buffer: Planes = np.empty((0, 0), np.uint8)
-        self._empty = np.empty
 
     def planes(self, width: int, height: int) -> Planes:
         """One buffer, used again for each picture: it is encoded before the next is decoded."""
         if self._buffer.shape != (height * 3 // 2, width):
-            self._buffer = self._empty((height * 3 // 2, width), "uint8")
+            self._buffer = np.empty((height * 3 // 2, width), np.uint8)
         return self._buffer
 
     def publish(self, header: FrameHeader) -> None:
@@ -195,19 +196,15 @@ class Grabber:
             SourceError: A source cannot be opened, and trying again would not help.
         """
         config = self._source_config
-        waits = itertools.chain(
-            (min(config.reconnect_initial_s * 2**i, config.reconnect_max_s) for i in range(16)),
-            itertools.repeat(config.reconnect_max_s),
-        )
         opened = False
-        backoff = iter(waits)
+        backoff = _backoff_s(config)
         while not self._stopped():
             source = open_source(
                 config,
                 instruments=self._job.instruments,
                 notice=self._notice,
                 timeline=self._job.timeline,
-                instruments_of=self._job.instruments_of,
+                instruments_of=lambda action: self._job.instruments_of.get(action, ()),
             )
             if source.live and not opened:
                 on_open()
@@ -221,7 +218,7 @@ class Grabber:
                     self._state("ok")
                     published = self._publish_session(source)
                     if published:
-                        backoff = iter(waits)
+                        backoff = _backoff_s(config)
                 if not source.live and not config.loop:
                     return
                 reason = "the stream ended"
@@ -250,8 +247,7 @@ class Grabber:
         reason = "end of the source"
         final = False
         try:
-            for picture in self._due(source, offset_s):
-                pts_s, captured_ns = picture
+            for picture, pts_s, captured_ns in self._due(source, offset_s):
                 header = FrameHeader(
                     stream_id=self._source_config.stream_id,
                     session_id=session_id,
@@ -259,13 +255,13 @@ class Grabber:
                     pts_s=pts_s,
                     captured_ns=captured_ns,
                     host_id=self._host_id,
-                    width=self._picture.width,
-                    height=self._picture.height,
-                    rotation_deg=self._picture.rotation_deg,
-                    layout="none" if self._picture.write is None else "yuv420p",
-                    colour=self._picture.colour,
+                    width=picture.width,
+                    height=picture.height,
+                    rotation_deg=picture.rotation_deg,
+                    layout="none" if picture.write is None else "yuv420p",
+                    colour=picture.colour,
                     discontinuity=discontinuity and seq == 0,
-                    signals=self._picture.signals,
+                    signals=picture.signals,
                 )
                 self._outlet.publish(header)
                 seq += 1
@@ -279,14 +275,13 @@ class Grabber:
             self._outlet.end(StreamEnd(self._source_config.stream_id, session_id, seq, final, reason))
         return seq
 
-    def _due(self, source: Source, offset_s: float) -> Iterator[tuple[float, int]]:
+    def _due(self, source: Source, offset_s: float) -> Iterator[tuple[Picture, float, int]]:
         """Decode each picture into its place, wait until it is due, and yield its media time and capture time."""
         pacer = Pacer(pace_factor(self._source_config))
         stop_s = self._source_config.stop_s
         for picture in source.pictures():
             if self._stopped() or (stop_s is not None and not source.live and picture.pts_s >= stop_s):
                 return
-            self._picture = picture
             captured_ns = time.monotonic_ns()
             if picture.write is not None:
                 picture.write(self._outlet.planes(picture.width, picture.height))
@@ -305,7 +300,7 @@ class Grabber:
                         "decoding cannot keep the source's pace: media time falls behind; lower source.pace or the resolution"
                     )
                 captured_ns = time.monotonic_ns()
-            yield pts_s, captured_ns
+            yield picture, pts_s, captured_ns
 
     def _offset_s(self, source: Source) -> float:
         """What to add so that media time never goes back between sessions of one stream."""
@@ -321,9 +316,16 @@ class Grabber:
         """Random in real time; in lockstep the same on every run."""
         if not self._lockstep:
             return uuid.uuid4().hex[:12]
-        return hashlib.sha256(f"{self._source_config.uri}|{self._source_config.seed}|{ordinal}".encode()).hexdigest()[
-            :12
-        ]
+        name = f"{self._source_config.uri}|{self._source_config.seed}|{ordinal}|{self._job.resume_pts_s}"
+        return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def _backoff_s(config: SourceConfig) -> Iterator[float]:
+    """Waits before each reconnect: doubling up to the longest, for ever."""
+    wait_s = config.reconnect_initial_s
+    while True:
+        yield min(wait_s, config.reconnect_max_s)
+        wait_s = min(wait_s * 2, config.reconnect_max_s)
 
 
 def main() -> int:
@@ -333,14 +335,13 @@ def main() -> int:
     try:
         job = msgspec.json.decode(child.job, type=GrabJob)
         transport = TransportConfig.model_validate_json(job.transport)
-        outlet = RingOutlet(HeaderSender(context, job.endpoint), transport.slots)
-        with closing(outlet):
-            child_sender = outlet._sender
+        sender = HeaderSender(context, job.endpoint)
 
-            def on_open() -> None:
-                child.ready()
-                child_sender.wait_for_subscriber(_SUBSCRIBER_WAIT_S, child.stopped)
+        def on_open() -> None:
+            child.ready()
+            sender.wait_for_subscriber(_SUBSCRIBER_WAIT_S, child.stopped)
 
+        with closing(RingOutlet(sender, transport.slots)) as outlet:
             Grabber(
                 job,
                 outlet,
@@ -358,6 +359,32 @@ def main() -> int:
     return 0
 
 
+def scene_timeline(config: SourceConfig, pack: ProcedurePack) -> tuple[Clip, ...]:
+    """The ground truth of the synthetic scene, drawn from the pack by the seed; empty for real sources."""
+    if not config.uri.startswith("synthetic:"):
+        return ()
+    return synthetic_timeline(
+        next_probabilities=pack.next_action_probabilities,
+        duration_s=pack.duration_s,
+        total_s=config.synthetic_duration_s,
+        speed=config.synthetic_speed,
+        seed=config.seed,
+    )
+
+
+def grab_job(config: AgentConfig, pack: ProcedurePack, *, endpoint: str, resume_pts_s: float | None = None) -> GrabJob:
+    """What a grabber for this configuration and pack is told."""
+    return GrabJob(
+        source=config.source.model_dump_json(),
+        transport=config.transport.model_dump_json(),
+        endpoint=endpoint,
+        instruments=pack.instruments,
+        timeline=scene_timeline(config.source, pack),
+        instruments_of={name: pack.instruments_of(name) for name in pack.action_names},
+        resume_pts_s=resume_pts_s,
+    )
+
+
 def grab(config: AgentConfig) -> int:
     """Publish one source to other hosts until it ends or Ctrl-C; what `run_agent.py grab` runs.
 
@@ -365,29 +392,23 @@ def grab(config: AgentConfig) -> int:
         ConfigError: `transport.bind` is missing, or the address needs keys.
         SourceError: The source cannot be opened.
     """
-    if config.transport.bind is None:
+    transport = config.transport
+    if transport.bind is None:
         raise ConfigError(
-            "grab publishes to other hosts: name the address, for example transport.bind=tcp://127.0.0.1:5570"
+            "grab publishes to other hosts: name an address, for example transport.bind=tcp://127.0.0.1:5570"
         )
     if is_lockstep(config.source):
         raise ConfigError(
             "source.pace=max needs an agent that gives credit; grab runs in real time: leave source.pace out"
         )
-    import signal
-
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    job = grab_job(config, load_pack(config.procedure.pack), endpoint="")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    transport = config.transport
     sender = PictureSender(
-        context,
-        config.transport.bind,
-        keys=transport.keys,
-        encoding=transport.encoding,
-        jpeg_quality=transport.jpeg_quality,
+        context, transport.bind, keys=transport.keys, encoding=transport.encoding, jpeg_quality=transport.jpeg_quality
     )
-    job = GrabJob(source=config.source.model_dump_json(), transport=transport.model_dump_json(), endpoint="")
     with closing(RemoteOutlet(sender)) as outlet:
 
         def say(text: str) -> None:

@@ -307,6 +307,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="h
     restarts: dict[str, int] = {}
 
 
+class Notice(msgspec.Struct, frozen=True, tag_field="type", tag="notice"):
+    """One line for a person: something odd happened and was survived."""
+
+    text: str
+
+
 class Abort(msgspec.Struct, frozen=True, tag_field="type", tag="abort"):
     """Agent to worker: the answer to this request is not wanted any more."""
 
