@@ -30,7 +30,7 @@ class Picture:
             picture is asked for.
         rotation_deg: Clockwise turn that shows the picture upright.
         colour: Matrix and range of the planes.
-        signals: Instrument presence in the pack's order, for a source without pixels.
+        signals: Instrument presence in the pack's order, from a source that knows it (signals, synthetic); else empty.
     """
 
     pts_s: float
@@ -46,7 +46,8 @@ class Source(Protocol):
     """One place that pictures come from; used by one thread of the grabber process.
 
     Attributes:
-        live: Whether its own clock drives it: never paced, never ends by itself, reconnected when lost.
+        live: Whether its own clock drives it: never paced, never ends by itself, reconnected when lost. Settled once
+            `open` returned: an http:// address may turn out to be a file.
     """
 
     live: bool
