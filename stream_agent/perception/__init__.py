@@ -1,1 +1,4 @@
-"""From a frame to evidence: the reduced picture, the gate, the recognisers and the segmenter."""
+"""From a frame to evidence: the reduced picture, the gate, the recognisers and the segmenter.
+
+planes ─thumbnail→ gate ─recogniser→ gate ─Evidence→ segmenter ─ClipEvent→
+"""
