@@ -1,0 +1,1 @@
+"""What the planners are measured with: data sets, splits and, later, metrics and reports."""

@@ -1,0 +1,254 @@
+"""Fits the label model of the cholecystectomy pack on CholecT50-SAP, and says how well it foresees.
+
+    python -m stream_agent.training.statistical --sap ../shared/data/sap/total_video_info.json \
+        --out configs/procedures/cholecystectomy/planner.json
+
+Order and concentration are chosen by the log loss of 5-fold cross-validation by video over every clip that follows
+another, on the 35 training videos alone. The figures printed are nested: the choice is made again inside each fold. The
+57 test samples are looked at once, at the end, with the model that is written. Every run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from stream_agent.errors import ConfigError, StreamAgentError
+from stream_agent.evaluation.dataset import TEST_VIDEOS, TRAIN_VIDEOS, SapClip, load_sap
+from stream_agent.planner.durations import DurationDistribution, distribution
+from stream_agent.planner.ngram import SCHEMA, START, ContextCounts, ModelFile, NgramModel, encode_model
+
+ACTIONS = ("Dissection", "Vessel Clipping", "Tissue Retraction", "Coagulation", "Aspiration")
+ORDERS = (1, 2, 3, 4, 5, 6)
+CONCENTRATIONS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+FOLDS = 5
+SHUFFLES = 3
+FEWEST_DURATIONS = 5
+
+STATEMENT = (
+    "Counts of action labels and quantiles of clip durations of {procedures} training videos of CholecT50-SAP (Xu et al. "
+    "2025), derived from CholecT50 (Nwoye et al., Medical Image Analysis 78, 2022), CC BY-NC-SA 4.0: non-commercial use, "
+    "attribution, share alike. The annotation ends a few clips after the vessels are clipped, and some begin late, so "
+    "little is known of the liver bed phase, of bagging and of closing. See docs/model_card_statistical.md."
+)
+
+Videos = Mapping[str, tuple[SapClip, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One question with its answer: what followed `history`."""
+
+    history: tuple[str, ...]
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a model foresees some moments.
+
+    Attributes:
+        n: Moments.
+        hits: How many had the target within the first 1, 2 and 3 ranks.
+        log_loss: Mean negative log probability of the target, in nats.
+        calibration_error: Expected calibration error of the ranked probabilities, ten bins (Guo et al., ICML 2017).
+    """
+
+    n: int
+    hits: tuple[int, int, int]
+    log_loss: float
+    calibration_error: float
+
+    def __str__(self) -> str:
+        top = "/".join(f"{100 * hits / self.n:.1f}" for hits in self.hits)
+        return f"top-1/2/3 {top} %, log loss {self.log_loss:.3f}, calibration error {self.calibration_error:.3f}, n={self.n}"
+
+
+def fit(videos: Videos, names: Iterable[str], *, order: int, concentration: float) -> ModelFile:
+    """Count the clips of the videos `names`.
+
+    Raises:
+        ConfigError: One of them is a test video or not in the file, or an action never ends.
+    """
+    chosen = sorted(names)
+    for name in chosen:
+        if name in TEST_VIDEOS:
+            raise ConfigError(f"{name} is a test video and is never fitted on; leave it out")
+        if name not in videos:
+            raise ConfigError(f"{name} is not in the annotation file; it has {len(videos)} videos, name one of them")
+    counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for name in chosen:
+        labels = (START, *(clip.action for clip in videos[name]))
+        for place in range(1, len(labels)):
+            for length in range(min(order - 1, place) + 1):
+                counts[labels[place - length : place]][labels[place]] += 1
+    return ModelFile(
+        version=SCHEMA,
+        statement=STATEMENT.format(procedures=len(chosen)),
+        actions=ACTIONS,
+        procedures=len(chosen),
+        order=order,
+        concentration=concentration,
+        counts=tuple(
+            ContextCounts(context, {action: count for action in ACTIONS if (count := counts[context][action])})
+            for context in sorted(counts, key=lambda labels: (len(labels), labels))
+        ),
+        durations=_durations(videos[name] for name in chosen),
+    )
+
+
+def score(parts: Iterable[tuple[NgramModel, Sequence[Moment]]]) -> Score:
+    """How well each model foresees its moments, taken together; ties rank in pack order."""
+    hits = [0, 0, 0]
+    loss = 0.0
+    forecasts: list[tuple[float, bool]] = []
+    n = 0
+    for model, moments in parts:
+        for moment in moments:
+            n += 1
+            probabilities = model.next_probabilities(moment.history)
+            ranked = sorted(probabilities, key=lambda action: -probabilities[action])
+            for rank in range(3):
+                hits[rank] += moment.target in ranked[: rank + 1]
+            loss -= math.log(max(probabilities.get(moment.target, 0.0), 1e-3))
+            forecasts.extend((probabilities[action], action == moment.target) for action in ranked[:3])
+    return Score(n, (hits[0], hits[1], hits[2]), loss / n, _calibration_error(forecasts))
+
+
+def all_moments(videos: Videos, names: Iterable[str]) -> list[Moment]:
+    """Every clip after the annotated ones before it, the first of a case included."""
+    moments: list[Moment] = []
+    for name in names:
+        labels = tuple(clip.action for clip in videos[name])
+        moments.extend(Moment(labels[:place], label) for place, label in enumerate(labels))
+    return moments
+
+
+def sample_moments(videos: Videos, names: Iterable[str]) -> list[Moment]:
+    """The samples of the published protocol, with their published histories."""
+    return [Moment(clip.history, clip.action) for name in names for clip in videos[name] if clip.is_sample]
+
+
+def folds(names: Iterable[str], *, count: int = FOLDS, seed: int = 0) -> list[list[str]]:
+    """The videos in `count` parts, the same for a seed."""
+    shuffled = sorted(names)
+    random.Random(seed).shuffle(shuffled)
+    return [shuffled[part::count] for part in range(count)]
+
+
+def choose(videos: Videos, names: Iterable[str]) -> tuple[int, float]:
+    """Order and concentration with the least cross-validated log loss over all moments; the simpler one on a tie."""
+    chosen = list(names)
+    splits = [
+        (sorted(set(chosen) - set(part)), all_moments(videos, part))
+        for seed in range(SHUFFLES)
+        for part in folds(chosen, seed=seed)
+    ]
+
+    def loss(setting: tuple[int, float]) -> float:
+        order, concentration = setting
+        parts = (
+            (NgramModel(fit(videos, rest, order=order, concentration=concentration)), moments)
+            for rest, moments in splits
+        )
+        return round(score(parts).log_loss, 4)
+
+    return min(((order, concentration) for order in ORDERS for concentration in CONCENTRATIONS), key=loss)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit, write and report; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m stream_agent.training.statistical", description=__doc__)
+    parser.add_argument("--sap", type=Path, required=True, help="total_video_info.json of CholecT50-SAP")
+    parser.add_argument("--out", type=Path, help="where to write planner.json; only reports when left out")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="VID", help="training videos to leave out")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options.sap, options.out, frozenset(options.exclude))
+    except StreamAgentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _run(sap: Path, out: Path | None, excluded: frozenset[str]) -> None:
+    videos = load_sap(sap)
+    unknown = excluded - TRAIN_VIDEOS
+    if unknown:
+        raise ConfigError(f"--exclude {' '.join(sorted(unknown))}: not a training video; name some of the 35")
+    training = sorted(TRAIN_VIDEOS - excluded)
+    parts = [(sorted(set(training) - set(part)), part) for part in folds(training)]
+    models = []
+    for rest, part in parts:
+        order, concentration = choose(videos, rest)
+        models.append((NgramModel(fit(videos, rest, order=order, concentration=concentration)), part))
+    print(f"nested {FOLDS}-fold cross-validation by video, {len(training)} training videos:")
+    print(f"  samples      {score((model, sample_moments(videos, part)) for model, part in models)}")
+    print(f"  every clip   {score((model, all_moments(videos, part)) for model, part in models)}")
+    print(f"  durations    {_duration_report(videos, parts)}")
+    order, concentration = choose(videos, training)
+    file = fit(videos, training, order=order, concentration=concentration)
+    print(f"chosen: order {order}, concentration {concentration:g}; {len(file.counts)} contexts")
+    print("held-out test videos, never fitted or chosen on:")
+    print(f"  samples      {score([(NgramModel(file), sample_moments(videos, sorted(TEST_VIDEOS)))])}")
+    if out is not None:
+        out.write_bytes(encode_model(file))
+        print(f"wrote {out}")
+
+
+def _durations(cases: Iterable[tuple[SapClip, ...]]) -> dict[str, DurationDistribution]:
+    """Durations per action; the last clip of a case has no known end and is left out.
+
+    An action with too few whole clips takes those of all actions together, and keeps its own n.
+    """
+    measured: dict[str, list[float]] = {action: [] for action in ACTIONS}
+    for clips in cases:
+        for clip, following in pairwise(clips):
+            measured[clip.action].append(float(following.start_s - clip.start_s))
+    pooled = distribution([value for values in measured.values() for value in values])
+    return {
+        action: distribution(values)
+        if len(values) >= FEWEST_DURATIONS
+        else DurationDistribution(n=len(values), quantiles_s=pooled.quantiles_s)
+        for action, values in measured.items()
+    }
+
+
+def _duration_report(videos: Videos, parts: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:
+    """Coverage of the 10 to 90 % range of the time left, asked every 10 s of every held-out whole clip."""
+    inside = 0
+    asked = 0
+    error_s = []
+    for rest, part in parts:
+        fitted = _durations(videos[name] for name in rest)
+        for name in part:
+            for clip, following in pairwise(videos[name]):
+                whole_s = following.start_s - clip.start_s
+                for elapsed_s in range(0, whole_s, 10):
+                    low, middle, high = (fitted[clip.action].remaining_s(elapsed_s, level) for level in (0.1, 0.5, 0.9))
+                    inside += low <= whole_s - elapsed_s <= high
+                    asked += 1
+                    error_s.append(abs(middle - (whole_s - elapsed_s)))
+    middle_error_s = sorted(error_s)[len(error_s) // 2]
+    return f"{100 * inside / asked:.1f} % inside the 10 to 90 % range, median error {middle_error_s:.0f} s, n={asked}"
+
+
+def _calibration_error(forecasts: Sequence[tuple[float, bool]], *, bins: int = 10) -> float:
+    """Mean distance of stated probability and observed frequency, weighted over equal-width bins."""
+    sums = [[0.0, 0.0] for _ in range(bins)]
+    for probability, came in forecasts:
+        part = sums[min(int(probability * bins), bins - 1)]
+        part[0] += probability
+        part[1] += came
+    return sum(abs(stated - observed) for stated, observed in sums) / len(forecasts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
