@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
@@ -71,6 +72,7 @@ class LibavSource:
         self._container: InputContainer | None = None
         self._stream: VideoStream | None = None
         self._start_s = 0.0
+        self._promised = 0  # Pictures according to the file's header; 0 if it does not say.
         self._decoded = 0
         self._skipped_packets = 0
         self._read_errors = 0
@@ -89,6 +91,7 @@ class LibavSource:
         self._container = container
         try:
             self._stream = self._video_of(container)
+            self._promised = self._stream.frames
             if scheme_of(self._address) in ("http", "https"):
                 # A length known beforehand means a file on a web server: paced and finite like one on a disk.
                 self.live = not container.duration
@@ -128,7 +131,7 @@ class LibavSource:
                     colour=colour_of(frame),
                 )
         finally:
-            self._tell(stream, time)
+            self._tell(time)
         if self.live:
             raise SourceError(
                 f"{self._name} was lost: the sender ended the stream; check the sender, trying again may help",
@@ -203,7 +206,7 @@ class LibavSource:
                 f"{self._name} has no video stream; give a file or address with video",
                 retryable=self.live and stream is None,
             )
-        decoder: VideoCodecContext | None = getattr(stream, "codec_context", None)
+        decoder = cast("VideoCodecContext | None", stream.codec_context)  # PyAV's annotation forgets the None.
         if decoder is None:
             raise SourceError(f"{self._name}: the installed libav cannot decode its codec; convert it to H.264")
         for other in container.streams:
@@ -221,8 +224,9 @@ class LibavSource:
             return None
         if stream.start_time is not None and stream.time_base is not None:
             return float(stream.start_time * stream.time_base)
-        if container.start_time is not None:
-            return container.start_time / av.time_base
+        start = cast("int | None", container.start_time)  # PyAV's annotation forgets the None.
+        if start is not None:
+            return start / av.time_base
         return 0.0 if self._start_s > 0 else None
 
     def _seek(self, container: InputContainer, stream: VideoStream) -> None:
@@ -253,6 +257,8 @@ class LibavSource:
                 continue
             self._decoded += len(frames)
             yield from frames
+            if self._container is not container:  # Closed meanwhile: PyAV would read freed memory.
+                return
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | None]:
         """Packets, then None, which flushes the decoder."""
@@ -294,24 +300,24 @@ class LibavSource:
             f"{self._name} was lost: {reason}; check the sender and the line, trying again may help", retryable=True
         )
 
-    def _tell(self, stream: VideoStream, time: MediaTime) -> None:
+    def _tell(self, time: MediaTime) -> None:
         """Sum up what was survived, one notice per reading."""
         oddities = []
         if self._skipped_packets:
-            oddities.append(f"{self._skipped_packets} packets could not be decoded and were skipped")
+            oddities.append(f"skipped packets that cannot be decoded: {self._skipped_packets}")
         if self._read_errors:
-            oddities.append(f"{self._read_errors} reads failed")
+            oddities.append(f"failed reads: {self._read_errors}")
         if time.restarts:
-            oddities.append(f"timestamps jumped back {time.restarts} times")
-        if self._ended_early(stream):
-            oddities.append(f"it ended after {self._decoded} of {stream.frames} pictures, the file was cut short")
+            oddities.append(f"timestamps that jumped back: {time.restarts}")
+        if self._ended_early():
+            oddities.append(f"it ended after {self._decoded} of {self._promised} pictures, the file was cut short")
         if oddities:
             self._notice(f"{self._name}: {'; '.join(oddities)}")
 
-    def _ended_early(self, stream: VideoStream) -> bool:
+    def _ended_early(self) -> bool:
         """Whether a file read from start to end gave clearly fewer pictures than its header promises."""
-        missing = stream.frames - self._decoded - self._skipped_packets
-        return self._at_end and self._start_s == 0 and missing > max(2, stream.frames // 50)
+        missing = self._promised - self._decoded - self._skipped_packets
+        return self._at_end and self._start_s == 0 and missing > max(2, self._promised // 50)
 
     def _nothing(self, last_s: float) -> SourceError:
         if self._decoded:

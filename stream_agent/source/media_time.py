@@ -35,7 +35,7 @@ class MediaTime:
         floor_s = 0.0 if self._last_s is None else self._last_s
         if self._origin_s is None:
             self._origin_s = stamp_s - floor_s
-        time_s = stamp_s - self._origin_s
+        time_s = round(stamp_s - self._origin_s, 9)  # 11.96, not 11.959999999999999.
         if time_s < floor_s - JITTER_S:
             self.restarts += self._last_s is not None
             self._origin_s = stamp_s - due_s

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
@@ -100,8 +100,7 @@ class Scene:
 
     def _draw_haze(self, luma: _Bytes, blue: _Bytes, red: _Bytes, moment: Moment) -> None:
         x, y = self._offset(moment.time_s, breaths_per_minute=55)
-        clouds = _window(self._smoke, x, y, luma)
-        clouds = cv2.subtract(clouds, _scalar((1 - moment.haze) * _HAZE_LUMA))
+        clouds = cv2.subtract(_window(self._smoke, x, y, luma), _scalar((1 - moment.haze) * _HAZE_LUMA))
         cv2.max(luma, clouds, dst=luma)
         cv2.max(blue, _scalar(_NEUTRAL - 22 * (1 - moment.haze)), dst=blue)
         cv2.min(red, _scalar(_NEUTRAL + 40 * (1 - 0.8 * moment.haze)), dst=red)
@@ -146,9 +145,10 @@ def _fill(plane: _Bytes, points: list[tuple[float, float]], value: int, *, scale
     cv2.fillConvexPoly(plane, corners, value, cv2.LINE_8, _SHIFT)
 
 
-def _scalar(value: float) -> Any:  # OpenCV takes scalars as operands; its annotations do not know.
+def _scalar(value: float) -> _Bytes:
     """An operand for OpenCV's byte operations, whole so that no rounding of floats enters."""
-    return (float(round(value)), 0.0, 0.0, 0.0)
+    # OpenCV takes a tuple of four as a scalar; its annotations do not know that, so the cast speaks for it.
+    return cast("_Bytes", (float(round(value)), 0.0, 0.0, 0.0))
 
 
 def _window(drawn: _Bytes, x: int, y: int, like: _Bytes) -> _Bytes:
@@ -172,7 +172,7 @@ def _tissue(random: np.random.Generator, rows: int, columns: int) -> _Bytes:
     luma = 60 + folds * 48 // 256 + lobes * 36 // 256 + grain * 30 // 256
     luma -= np.clip(8 - ridge, 0, 8) * 4
     luma += np.where((lobes > 215) & (grain > 120), 90, 0)
-    return np.clip(luma, 24, 232).astype(np.uint8)
+    return np.asarray(np.clip(luma, 24, 232), np.uint8)
 
 
 def _tint(random: np.random.Generator, rows: int, columns: int, *, around: int) -> _Bytes:
