@@ -15,7 +15,7 @@ whole microseconds, so that a 10 h run costs what its first minute did. Recordin
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -72,11 +72,11 @@ class Telemetry:
 
     def total(self, name: str) -> int:
         """A counter's value, summed over its reasons."""
-        return sum(n for (counted, _), n in self._snapshot().items() if counted == name)
+        return sum(n for (counted, _), n in self.counts().items() if counted == name)
 
     def by_reason(self, name: str) -> dict[str, int]:
         """A counter's value per reason; counts without one are under `unspecified`."""
-        return _by_reason(self._snapshot(), name)
+        return _by_reason(self.counts(), name)
 
     def span(self, stage: str, duration_ns: int) -> None:
         """Record how long a stage took; a negative span counts as zero."""
@@ -97,12 +97,12 @@ class Telemetry:
 
     def unaccounted(self) -> int:
         """Published frames that were neither received nor dropped for a named reason; zero when the books balance."""
-        counts = self._snapshot()
+        counts = self.counts()
         return _sum(counts, "frames_published") - _sum(counts, "frames_received") - _sum(counts, "frames_dropped")
 
     def counters(self, stream_id: str) -> Counters:
         """What a viewer shows while the run goes on."""
-        counts = self._snapshot()
+        counts = self.counts()
         plans = _section(counts, "plans_")
         return Counters(
             stream_id=stream_id,
@@ -114,7 +114,7 @@ class Telemetry:
 
     def summary(self) -> dict[str, Any]:
         """Everything measured, as plain data for JSON; counters that never moved are zero, not missing."""
-        counts = self._snapshot()
+        counts = self.counts()
         plans = {"due": 0, "missed": 0, "expired": 0, **_section(counts, "plans_")}
         by_source = plans.pop("published", {})
         abstained = plans.pop("abstained", {})
@@ -144,9 +144,20 @@ class Telemetry:
         }
         return summary | {name: section for name, section in extra.items() if section}
 
-    def _snapshot(self) -> dict[Key, int]:
+    def counts(self) -> dict[Key, int]:
+        """Every counter: (name, reason) → value."""
         with self._lock:
             return dict(self._counts)
+
+    def serve(self, address: str) -> Callable[[], None]:
+        """Serve Prometheus on HOST:PORT (loopback when HOST is left out); call what is returned to stop.
+
+        Raises:
+            ConfigError: The address is malformed, in use or not of this host.
+        """
+        from stream_agent.prometheus import PrometheusEndpoint
+
+        return PrometheusEndpoint(self, address).close
 
 
 def _histogram() -> HdrHistogram:

@@ -1,7 +1,7 @@
 """Plans over ZeroMQ: one message is one part, `topic JSON`; never blocks, never sends an expired plan.
 
-Topics: `plan`, `plan_update`, `clip`, `health`, `counters`, `memory`. A subscriber that is slow loses messages of its
-own (PUB drops at its mark, per subscriber); it cannot slow the agent or the others.
+A subscriber that is slow loses messages of its own (PUB drops at its mark, per subscriber); it cannot slow the agent or
+the other subscribers.
 """
 
 from __future__ import annotations
@@ -14,27 +14,15 @@ import stat
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
-import msgspec
 import zmq
 
 from stream_agent.errors import ConfigError
-from stream_agent.messages import ClipEvent, Health, Memory, Plan, PlanUpdate
+from stream_agent.messages import Plan
 from stream_agent.runtime import MAX_IPC_PATH
-from stream_agent.telemetry import Counters
+from stream_agent.sinks.topics import Message, pack
 from stream_agent.transport.keys import Authenticator, load_keys, require_keys_outside_loopback, secure_server
 
-Message: TypeAlias = Plan | PlanUpdate | ClipEvent | Health | Counters | Memory
-
-TOPICS: dict[type[Message], bytes] = {
-    Plan: b"plan",
-    PlanUpdate: b"plan_update",
-    ClipEvent: b"clip",
-    Health: b"health",
-    Counters: b"counters",
-    Memory: b"memory",
-}
 _QUEUE = 256
 """Messages kept for a subscriber that is behind: about 10 s of everything, under 1 MB."""
 
@@ -60,7 +48,6 @@ class Publisher:
         self._authenticator: Authenticator | None = None
         self._plain: zmq.Socket[bytes] | None = None
         self._secure: zmq.Socket[bytes] | None = None
-        self._encoder = msgspec.json.Encoder()
         try:
             for endpoint in endpoints:
                 require_keys_outside_loopback(endpoint, keys)
@@ -74,7 +61,7 @@ class Publisher:
         if isinstance(message, Plan) and now_ns > message.valid_until_ns:
             self.counts["expired"] += 1
             return False
-        data = TOPICS[type(message)] + b" " + self._encoder.encode(message)
+        data = pack(message)
         sent = True
         for socket in (self._plain, self._secure):
             if socket is not None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
-import zmq.auth.thread
 
 from stream_agent.errors import ConfigError
 
@@ -56,8 +55,10 @@ class Authenticator:
     """Lets listed clients in; runs until `stop()`. One per ZeroMQ context."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: frozenset[bytes]) -> None:
+        from zmq.auth.thread import ThreadAuthenticator  # with asyncio, 50 ms that only a server with keys pays
+
         self._allowed = allowed
-        self._thread = zmq.auth.thread.ThreadAuthenticator(context)
+        self._thread = ThreadAuthenticator(context)
         self._thread.start()
         self._thread.configure_curve_callback("*", credentials_provider=self)
 
