@@ -1,0 +1,247 @@
+"""Live streams from a real sender on loopback: they arrive, and a lost sender is noticed within the read timeout."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import pytest
+from made_videos import grey_level, write_video
+from network_sender import PERIOD_MS, Sender
+
+from stream_agent.config import SourceConfig
+from stream_agent.errors import SourceError
+from stream_agent.source import Source, open_source
+
+READ_TIMEOUT_S = 0.6
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def live_source(uri: str, **section: Any) -> Source:
+    config = SourceConfig(uri=uri, open_timeout_s=5, read_timeout_s=READ_TIMEOUT_S, **section)
+    return open_source(config, instruments=(), notice=print)
+
+
+def check_then_lose(source: Source, lose: Callable[[], None], reason: str) -> None:
+    """Receive ten pictures, lose the sender, and see it reported in time."""
+    try:
+        source.open(0)
+        assert source.live
+        pictures = source.pictures()
+        times_s = []
+        for _ in range(10):
+            one = next(pictures)
+            assert (one.width, one.height) == (160, 128)
+            times_s.append(one.pts_s)
+        assert times_s[0] == 0
+        assert times_s == sorted(times_s)
+        assert times_s[-1] == pytest.approx(9 * PERIOD_MS / 1000, abs=0.05)
+        lose()
+        lost_at_s = time.monotonic()
+        with pytest.raises(SourceError, match=reason) as caught:
+            for _ in pictures:
+                pass
+        assert caught.value.retryable
+        assert time.monotonic() - lost_at_s < READ_TIMEOUT_S + 1
+    finally:
+        source.close()
+
+
+def test_mpeg_ts_over_udp() -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    sender = Sender(f"udp://127.0.0.1:{port}?pkt_size=1316", "mpegts")
+    check_then_lose(live_source(f"udp://127.0.0.1:{port}"), sender.go_silent, "silent for source.read_timeout_s=0.6 s")
+    sender.leave()
+
+
+@pytest.mark.parametrize(("loss", "reason"), [("silent", "silent for source.read_timeout_s"), ("leave", "the sender ended")])
+def test_mpeg_ts_over_tcp(loss: str, reason: str) -> None:
+    port = free_port()
+    sender = Sender(f"tcp://127.0.0.1:{port}", "mpegts")
+    source = live_source(f"tcp://127.0.0.1:{port}", options={"listen": "1"})
+    check_then_lose(source, sender.go_silent if loss == "silent" else sender.leave, reason)
+    sender.leave()
+
+
+def test_rtsp_with_the_default_transport() -> None:
+    port = free_port()
+    # A process of its own: PyAV holds the GIL while its RTSP sender shakes hands, which would stop the receiver.
+    command = [sys.executable, str(Path(__file__).with_name("rtsp_sender.py")), f"rtsp://127.0.0.1:{port}/theatre"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdin is not None
+        source = live_source(f"rtsp://user:secret@127.0.0.1:{port}/theatre", options={"rtsp_flags": "listen"})
+
+        def go_silent() -> None:
+            print("silent", file=process.stdin, flush=True)
+
+        check_then_lose(source, go_silent, r"rtsp://\*\*\*@127.0.0.1:\d+/theatre was lost: silent")
+        process.stdin.close()
+        assert process.wait(timeout=5) == 0
+
+
+def test_srt_or_a_clear_word_that_it_is_not_built_in() -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    source = live_source(f"srt://127.0.0.1:{port}?mode=listener&passphrase=0123456789ab")
+    try:
+        av.open("srt://127.0.0.1:1", timeout=(0.1, 0.1)).close()
+    except av.error.ProtocolNotFoundError:
+        with pytest.raises(SourceError, match=r"passphrase=\*\*\*: the installed libav has no srt:// support; install") as caught:
+            source.open(0)
+        assert not caught.value.retryable
+        return
+    except av.error.FFmpegError:
+        pass
+    sender = Sender(f"srt://127.0.0.1:{port}?passphrase=0123456789ab", "mpegts")
+    check_then_lose(source, sender.go_silent, "was lost")
+    sender.leave()
+
+
+class _Pipe(io.RawIOBase):
+    """A response body as a file to write into."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._write(bytes(data))
+        return len(data)
+
+
+@contextmanager
+def http_server(respond: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            respond(self)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_an_endless_http_stream_is_live() -> None:
+    lost = threading.Event()
+
+    def respond(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "video/mp2t")
+        request.end_headers()
+        sender = Sender(_Pipe(request.wfile.write), "mpegts")
+        lost.wait(10)
+        sender.leave()
+
+    with http_server(respond) as address:
+        check_then_lose(live_source(f"{address}/stream"), lost.set, "was lost")
+
+
+def test_a_file_on_a_web_server_is_finite_and_paced(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "v.mp4", options={"movflags": "faststart"}).read_bytes()
+
+    def respond(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
+
+    with http_server(respond) as address:
+        source = live_source(f"{address}/v.mp4")
+        source.open(0)
+        assert not source.live
+        assert len(list(source.pictures())) == 10
+        source.close()
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(401, False), (403, False), (404, True), (503, True)])
+def test_http_refusals_are_retried_only_if_that_may_help(status: int, retryable: bool) -> None:
+    with http_server(lambda request: request.send_error(status)) as address:
+        source = live_source(address.replace("http://", "http://user:secret@"))
+        with pytest.raises(SourceError, match=r"http://\*\*\*@127.0.0.1:\d+ cannot be opened") as caught:
+            source.open(0)
+    assert caught.value.retryable is retryable
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "tcp"])
+def test_nobody_there_is_retryable_and_hides_the_password(scheme: str) -> None:
+    source = live_source(f"{scheme}://user:secret@127.0.0.1:{free_port()}/x")
+    with pytest.raises(SourceError, match="cannot be opened: connection refused; check") as caught:
+        source.open(0)
+    assert caught.value.retryable
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "rtsp", "http"])
+def test_a_server_that_says_nothing_ends_opening_in_time(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/x"
+        source = open_source(SourceConfig(uri=uri, open_timeout_s=0.3), instruments=(), notice=print)
+        began_s = time.monotonic()
+        with pytest.raises(SourceError, match=r"did not open within source.open_timeout_s=0.3; check") as caught:
+            source.open(0)
+        assert time.monotonic() - began_s < 1.5
+        assert caught.value.retryable
+
+
+def test_a_silent_udp_address_ends_opening_in_time() -> None:
+    uri = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    source = open_source(SourceConfig(uri=uri, open_timeout_s=0.3), instruments=(), notice=print)
+    with pytest.raises(SourceError, match=r"did not open within") as caught:
+        source.open(0)
+    assert caught.value.retryable
+
+
+def test_a_camera_that_is_not_there_is_retryable() -> None:
+    source = open_source(SourceConfig(uri="/dev/video63"), instruments=(), notice=print)
+    assert source.live
+    with pytest.raises(SourceError, match="/dev/video63 cannot be opened: no such file") as caught:
+        source.open(0)
+    assert caught.value.retryable
+
+
+def test_grey_levels_are_those_sent() -> None:
+    port = free_port()
+    sender = Sender(f"tcp://127.0.0.1:{port}", "mpegts")
+    source = live_source(f"tcp://127.0.0.1:{port}?listen=1")
+    source.open(0)
+    for _, one in zip(range(3), source.pictures(), strict=False):
+        import numpy as np
+
+        planes = np.zeros((192, 160), np.uint8)
+        assert one.write is not None
+        one.write(planes)
+        level = planes[:128].mean()
+        assert min(abs(level - grey_level(index)) for index in range(10)) < 3
+    source.close()
+    sender.leave()
