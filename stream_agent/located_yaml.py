@@ -18,7 +18,6 @@ from stream_agent.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
-_JSON_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Location = tuple[str | int, ...]
@@ -63,7 +62,10 @@ class LocatedYaml:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = 1 if mark is None else mark.line + 1
-            raise ConfigError(f"{path}:{line}: not readable as YAML ({error.problem}); correct this line") from error
+            begun = (
+                "" if error.context_mark is None else f" {error.context} begun in line {error.context_mark.line + 1}"
+            )
+            raise ConfigError(f"{path}:{line}: not readable as YAML ({error.problem}{begun}); correct it") from error
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{path}:1: not readable as YAML ({reason}); remove what it names") from error
@@ -173,7 +175,7 @@ def _field_names(model: type[BaseModel]) -> set[str]:
 def json_line(text: str, location: Sequence[str | int]) -> int:
     """Line (from 1) of the value at `location` of JSON text, or of the nearest part of it that exists."""
     try:
-        root = yaml.compose(text, Loader=_JSON_LOADER)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)  # not the C loader: deep nesting crashes that one
     except (yaml.YAMLError, RecursionError):
         return 1
     return _walk(root, location)[0]

@@ -257,15 +257,15 @@ def _pack_mistakes(source: LocatedYaml, pack: PackFile) -> Iterator[str]:
             ("actions",),
             f"{len(names)} actions are fewer than {FEWEST_ACTIONS}, the current one and {RANKED} ranked next; add some",
         )
-    for what, values in (
-        ("actions", names),
-        ("actions", tuple(spec.code for spec in pack.actions)),
-        ("instruments", pack.instruments),
-        ("phases", tuple(phase.name for phase in pack.phases)),
+    for what, key, values in (
+        ("actions", "name", names),
+        ("actions", "code", tuple(spec.code for spec in pack.actions)),
+        ("instruments", "", pack.instruments),
+        ("phases", "name", tuple(phase.name for phase in pack.phases)),
     ):
         for index, value in enumerate(values):
             if value in values[:index]:
-                yield source.complaint((what, index), f"{what}: {value} is there twice; rename or remove one")
+                yield source.complaint((what, index, key), f"{what}: {value} is there twice; rename or remove one")
     for index, spec in enumerate(pack.actions):
         for place, name in enumerate(spec.instruments):
             if name not in pack.instruments:

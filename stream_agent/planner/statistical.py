@@ -1,0 +1,208 @@
+"""The planner that always has an answer: label history and durations of a procedure pack, in under a millisecond.
+
+Probabilities come from the pack's n-gram (planner/ngram.py), onsets from its durations (planner/durations.py), cautions
+and the phase from its rules. Every sentence cites counts; nothing is made up. What depends on the last few labels alone is
+built once per context and kept.
+
+An onset is a median with its 10 % to 90 % range, given how long the current action has lasted already; later onsets of the
+chain add the median durations of the actions between. A chain step's probability is that of the chain up to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from stream_agent.clock import NS_PER_S
+from stream_agent.config import PlannerConfig
+from stream_agent.messages import RANKED, ChainStep, Hashes, Memory, Plan, PlanRequest, RankedAction
+from stream_agent.planner.ngram import START
+from stream_agent.procedure import ProcedurePack
+from stream_agent.rules import CaseFacts
+
+FEWEST_MOMENTS: Final = 10
+"""A rationale cites the longest context that was counted at least so often."""
+
+BEAM: Final = 4
+"""Chains followed at once while the likeliest one is looked for."""
+
+_CACHE_SIZE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What follows from a context alone."""
+
+    ranked: tuple[RankedAction, ...]
+    chain: tuple[tuple[str, float], ...]
+
+
+class StatisticalPlanner:
+    """Plans from the memory's labels and times; one thread uses it."""
+
+    name = "statistical"
+
+    def __init__(self, pack: ProcedurePack, config: PlannerConfig) -> None:
+        self._pack = pack
+        self._model = pack.model
+        self._valid_ns = round(config.valid_s * NS_PER_S)
+        self._hashes = Hashes(model=pack.model.digest, knowledge=pack.knowledge_digest)
+        self._median_s = {action: pack.duration_s(action, 0.5) for action in pack.action_names}
+        self._phase_texts = {
+            phase.name: f"Phase {index} of {len(pack.phases)}, {phase.name}: {phase.description}"
+            for index, phase in enumerate(pack.phases, start=1)
+        }
+        self._outlooks: dict[tuple[tuple[str, ...], int], _Outlook] = {}
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """Three ranked next actions; an abstention before the first frame. Whatever the memory holds, it never fails."""
+        memory = request.memory
+        near = memory.near
+        if near is None:
+            return self._abstention(request)
+        facts = self._pack.facts(memory)
+        outlook = self._outlook(self._model.context(memory.labels, complete=not memory.folded), request.horizon)
+        onset_s, interval_s = self._onset(facts)
+        return Plan(
+            stream_id=memory.stream_id,
+            session_id=memory.session_id,
+            case_id=memory.case_id,
+            request_id=request.request_id,
+            seq=near.seq,
+            pts_s=near.pts_s,
+            captured_ns=near.captured_ns,
+            valid_until_ns=near.captured_ns + self._valid_ns,
+            source="statistical",
+            planner=self.name,
+            current_action=memory.current,
+            current_confidence=memory.current_confidence,
+            ranked=outlook.ranked,
+            progress=self._progress(facts),
+            safety=self._safety(memory, facts, outlook.ranked),
+            expected_onset_s=onset_s,
+            expected_onset_interval_s=interval_s,
+            chain=() if onset_s is None else self._chain(outlook, onset_s),
+            hashes=self._hashes,
+        )
+
+    def _abstention(self, request: PlanRequest) -> Plan:
+        memory = request.memory
+        return Plan(
+            stream_id=memory.stream_id,
+            session_id=memory.session_id,
+            case_id=memory.case_id,
+            request_id=request.request_id,
+            seq=0,
+            pts_s=memory.now_pts_s,
+            captured_ns=0,
+            valid_until_ns=0,
+            source="abstain",
+            planner=self.name,
+            abstained=True,
+            abstain_reason="no frame has arrived yet",
+            current_action=memory.current,
+            current_confidence=memory.current_confidence,
+            hashes=self._hashes,
+        )
+
+    def _outlook(self, context: tuple[str, ...], horizon: int) -> _Outlook:
+        known = self._outlooks.get((context, horizon))
+        if known is None:
+            if len(self._outlooks) >= _CACHE_SIZE:
+                self._outlooks.clear()
+            probabilities = self._model.after(context)
+            # sorted() keeps the pack's order among equals, so that ties fall the same way every time
+            ranking = sorted(probabilities, key=lambda action: -probabilities[action])[:RANKED]
+            ranked = tuple(
+                RankedAction(action, probabilities[action], self._rationale(context, action)) for action in ranking
+            )
+            known = _Outlook(ranked, self._likeliest_chain(context, ranked[0], horizon))
+            self._outlooks[context, horizon] = known
+        return known
+
+    def _likeliest_chain(
+        self, context: tuple[str, ...], top: RankedAction, horizon: int
+    ) -> tuple[tuple[str, float], ...]:
+        """Beam search from the top action over imagined histories; no action follows itself."""
+        complete = context[:1] == (START,)
+        past = context[1:] if complete else context
+        beams: list[tuple[tuple[str, float], ...]] = [((top.action, top.probability),)]
+        for _ in range(horizon - 1):
+            grown: list[tuple[tuple[str, float], ...]] = []
+            for chain in beams:
+                imagined = (*past, *(action for action, _ in chain))
+                following = self._model.after(self._model.context(imagined, complete=complete))
+                grown.extend(
+                    (*chain, (action, chain[-1][1] * probability)) for action, probability in following.items()
+                )
+            grown.sort(key=lambda chain: -chain[-1][1])
+            beams = grown[:BEAM]
+        return beams[0]
+
+    def _chain(self, outlook: _Outlook, onset_s: float) -> tuple[ChainStep, ...]:
+        steps = []
+        for action, probability in outlook.chain:
+            steps.append(ChainStep(action, probability, round(onset_s, 1)))
+            onset_s += self._median_s[action]
+        return tuple(steps)
+
+    def _onset(self, facts: CaseFacts) -> tuple[float | None, tuple[float, float] | None]:
+        durations = self._model.durations.get(facts.current or "")
+        if durations is None:
+            return None, None
+        low, middle, high = (round(durations.remaining_s(facts.current_s, level), 1) for level in (0.1, 0.5, 0.9))
+        return middle, (low, high)
+
+    def _safety(self, memory: Memory, facts: CaseFacts, ranked: tuple[RankedAction, ...]) -> tuple[str, ...]:
+        cautions = self._pack.cautions(memory, ranked, facts=facts)
+        top = self._pack.action(ranked[0].action)
+        return cautions if top is None else (*cautions, *top.safety)
+
+    def _rationale(self, context: tuple[str, ...], action: str) -> str:
+        """The counts behind a rank, with the context that they were made in."""
+        procedures = self._model.file.procedures
+        support = self._model.support(context, action, least=FEWEST_MOMENTS if procedures else 1)
+        where = _after(support.context)
+        if procedures:
+            return (
+                f"{where} → {action} ({support.count:g} of {support.total:g} such moments in {procedures} procedures)"
+            )
+        return (
+            f"{where} → {action} (weight {support.count:g} of {support.total:g} in an expert's order; no recorded "
+            "procedure, n=0)"
+        )
+
+    def _progress(self, facts: CaseFacts) -> str:
+        phase = self._pack.phase(facts)
+        parts = [] if phase is None else [self._phase_texts[phase.name]]
+        clips = sum(facts.counts.values())
+        if clips == 0:
+            parts.append("No action has been recognised yet.")
+            return " ".join(parts)
+        done = ", ".join(
+            f"{action} {facts.counts[action]}× ({_spoken(facts.seconds[action])})"
+            for action in sorted(facts.counts, key=lambda name: -facts.seconds[name])
+        )
+        now = "" if facts.current is None else f"; now {facts.current} for {_spoken(facts.current_s)}"
+        total_s = sum(facts.seconds.values())
+        parts.append(f"{clips} {'action' if clips == 1 else 'actions'} in {_spoken(total_s)}: {done}{now}.")
+        return " ".join(parts)
+
+
+def _after(context: tuple[str, ...]) -> str:
+    """`after A, B`, or `at the beginning`, or `whatever came before`."""
+    if not context:
+        return "whatever came before"
+    if context == (START,):
+        return "at the beginning"
+    if context[0] == START:
+        return f"at the beginning, after {', '.join(context[1:])}"
+    return f"after {', '.join(context)}"
+
+
+def _spoken(seconds: float) -> str:
+    """`42 s`, `7 min` or `1 h 20 min`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

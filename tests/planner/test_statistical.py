@@ -1,0 +1,206 @@
+"""The statistical planner: always an answer, with its evidence, in under a millisecond."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream_agent.config import PlannerConfig
+from stream_agent.messages import ActionTotal, Clip, FrameHeader, Memory, Plan, PlanRequest
+from stream_agent.planner.protocol import Planner
+from stream_agent.planner.statistical import StatisticalPlanner
+from stream_agent.procedure import load_pack
+
+PACKS = {name: load_pack(Path(name)) for name in ("cholecystectomy", "hysterectomy")}
+NEAR = FrameHeader(stream_id="s", session_id="x", seq=42, pts_s=900.0, captured_ns=5_000_000_000)
+
+
+def request_of(
+    *labels: str, current: str | None = None, current_s: float = 0.0, horizon: int = 3, **more: object
+) -> PlanRequest:
+    clips = tuple(Clip(label, 60.0 * place, 60.0 * place + 60, 0.9) for place, label in enumerate(labels))
+    start_s = 60.0 * len(labels)
+    memory = Memory(
+        stream_id="s",
+        session_id="x",
+        case_id="c",
+        now_pts_s=start_s + current_s,
+        clips=clips,
+        current=current,
+        current_start_pts_s=start_s,
+        current_confidence=0.9,
+        near=NEAR,
+    )
+    return PlanRequest(request_id=7, memory=msgspec.structs.replace(memory, **more), deadline_ns=0, horizon=horizon)
+
+
+def planner(name: str = "cholecystectomy") -> StatisticalPlanner:
+    return StatisticalPlanner(PACKS[name], PlannerConfig())
+
+
+def assert_sound(plan: Plan, pack_name: str) -> None:
+    names = [entry.action for entry in plan.ranked]
+    probabilities = [entry.probability for entry in plan.ranked]
+    assert len(names) == len(set(names)) == 3
+    assert set(names) <= set(PACKS[pack_name].action_names) - {plan.current_action}
+    assert all(math.isfinite(probability) and 0 <= probability <= 1 for probability in probabilities)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) <= 1 + 1e-9
+    assert all(entry.rationale for entry in plan.ranked)
+    previous = plan.current_action
+    for step in plan.chain:
+        assert step.action != previous
+        assert math.isfinite(step.expected_onset_s)
+        previous = step.action
+    onsets = [step.expected_onset_s for step in plan.chain]
+    assert onsets == sorted(onsets)
+    if plan.expected_onset_s is not None:
+        assert plan.expected_onset_interval_s is not None
+        low, high = plan.expected_onset_interval_s
+        assert 0 <= low <= plan.expected_onset_s <= high
+
+
+@pytest.mark.parametrize("name", PACKS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_history_gives_three_sound_ranked_actions(name: str, data: st.DataObject) -> None:
+    label = st.sampled_from([*PACKS[name].action_names, "Unknown", "^", ""])
+    labels = data.draw(st.lists(label, max_size=20))
+    current = data.draw(st.none() | label)
+    folded = tuple(ActionTotal(action, 3, 90.0) for action in data.draw(st.lists(label, max_size=3, unique=True)))
+    request = request_of(
+        *labels,
+        current=current,
+        current_s=data.draw(st.floats(0, 50_000)),
+        horizon=data.draw(st.integers(1, 10)),
+        folded=folded,
+        instruments=tuple(data.draw(st.lists(st.floats(0, 1), max_size=9))),
+    )
+    plan = planner(name).plan(request)
+    assert_sound(plan, name)
+    known = current in PACKS[name].action_names
+    assert len(plan.chain) == (request.horizon if known else 0)
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+
+
+def test_it_is_a_planner() -> None:
+    member: Planner = planner()
+    assert member.name == "statistical"
+
+
+def test_the_plan_speaks_of_the_near_frame_and_names_what_made_it() -> None:
+    plan = planner().plan(request_of(current="Dissection"))
+    assert (plan.seq, plan.pts_s, plan.captured_ns) == (42, 900.0, 5_000_000_000)
+    assert plan.valid_until_ns == 7_000_000_000
+    assert (plan.source, plan.planner, plan.request_id, plan.case_id) == ("statistical", "statistical", 7, "c")
+    assert plan.hashes.model == PACKS["cholecystectomy"].model.digest
+    assert plan.hashes.knowledge == PACKS["cholecystectomy"].knowledge_digest
+
+
+def test_before_the_first_frame_it_abstains_and_says_why() -> None:
+    plan = planner().plan(request_of(near=None))
+    assert plan.abstained
+    assert plan.source == "abstain"
+    assert plan.abstain_reason == "no frame has arrived yet"
+    assert plan.ranked == ()
+
+
+def test_without_history_it_gives_the_first_action_and_no_onset() -> None:
+    plan = planner().plan(request_of())
+    assert [entry.action for entry in plan.ranked[:2]] == ["Tissue Retraction", "Dissection"]
+    assert "at the beginning" in plan.ranked[0].rationale
+    assert plan.expected_onset_s is None
+    assert plan.chain == ()
+
+
+def test_a_rationale_cites_the_counts_of_the_model_file() -> None:
+    pack = PACKS["cholecystectomy"]
+    plan = planner().plan(request_of(current="Coagulation", folded=(ActionTotal("Dissection", 1, 60.0),)))
+    counts = next(entry.next for entry in pack.model.file.counts if entry.context == ("Coagulation",))
+    for entry in plan.ranked:
+        assert entry.rationale == (
+            f"after Coagulation → {entry.action} ({counts.get(entry.action, 0):g} of {sum(counts.values()):g} such "
+            f"moments in {pack.model.file.procedures} procedures)"
+        )
+
+
+def test_a_pack_without_recordings_says_so_in_every_rationale() -> None:
+    plan = planner("hysterectomy").plan(request_of("Inspection", current="Ligament Division"))
+    assert all("n=0" in entry.rationale for entry in plan.ranked)
+
+
+def test_the_onset_comes_closer_as_the_action_goes_on() -> None:
+    subject = planner()
+    early = subject.plan(request_of(current="Vessel Clipping", current_s=0)).expected_onset_s
+    later = subject.plan(request_of(current="Vessel Clipping", current_s=30)).expected_onset_s
+    assert early is not None
+    assert later is not None
+    assert later < early + 30
+    assert early > 0
+
+
+def test_the_chain_begins_with_the_top_action_at_its_onset() -> None:
+    plan = planner().plan(request_of("Dissection", current="Tissue Retraction", horizon=5))
+    assert plan.chain[0].action == plan.ranked[0].action
+    assert plan.chain[0].probability == plan.ranked[0].probability
+    assert plan.chain[0].expected_onset_s == plan.expected_onset_s
+    assert len(plan.chain) == 5
+
+
+def test_progress_tells_what_was_done_and_where_that_is_in_the_procedure() -> None:
+    plan = planner().plan(
+        request_of(
+            "Dissection",
+            "Tissue Retraction",
+            current="Vessel Clipping",
+            current_s=12,
+            folded=(ActionTotal("Dissection", 2, 540.0),),
+        )
+    )
+    assert plan.progress == (
+        "Phase 3 of 7, Clipping and cutting: Cystic duct and cystic artery are clipped and divided. 5 actions in 11 min: "
+        "Dissection 3× (10 min), Tissue Retraction 1× (60 s), Vessel Clipping 1× (12 s); now Vessel Clipping for 12 s."
+    )
+
+
+def test_safety_holds_the_cautions_and_the_notes_on_the_top_action() -> None:
+    plan = planner().plan(request_of("Dissection", current="Tissue Retraction"))
+    spec = PACKS["cholecystectomy"].action(plan.ranked[0].action)
+    assert spec is not None
+    assert plan.safety[-len(spec.safety) :] == spec.safety
+    assert any("critical view" in text for text in plan.safety)
+
+
+def test_the_same_request_gives_the_same_plan_whatever_was_asked_before() -> None:
+    fresh, used = planner(), planner()
+    for current in PACKS["cholecystectomy"].action_names:
+        used.plan(request_of(current=current, horizon=10))
+    request = request_of("Dissection", current="Tissue Retraction", current_s=5)
+    assert fresh.plan(request) == used.plan(request)
+
+
+def test_a_plan_takes_well_under_a_millisecond() -> None:
+    """Measured on one core with 64 clips: p50 0.05 ms, p99 0.2 to 0.3 ms; the bound allows a busy machine."""
+    subject = planner()
+    actions = PACKS["cholecystectomy"].action_names
+    requests = [
+        request_of(*(actions[place % 5] for place in range(64)), current=current, current_s=current_s, horizon=10)
+        for current in actions
+        for current_s in (0.0, 30.0, 900.0)
+    ]
+    spent_ms = []
+    for _ in range(40):
+        for request in requests:
+            begun = time.perf_counter_ns()
+            subject.plan(request)
+            spent_ms.append((time.perf_counter_ns() - begun) / 1e6)
+    spent_ms.sort()
+    print(json.dumps({"p50_ms": spent_ms[len(spent_ms) // 2], "p99_ms": spent_ms[len(spent_ms) * 99 // 100]}))
+    assert spent_ms[len(spent_ms) // 2] < 1.0
