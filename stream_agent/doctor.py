@@ -280,7 +280,10 @@ def check_source(config: AgentConfig) -> Sequence[Check]:
     if picture is None:
         return [
             Check(
-                name, "fail", "opens but gives no picture", "try another player on it; if that fails, too, replace it"
+                "source",
+                "fail",
+                f"{uri} opens but gives no picture",
+                "try another player on it; if that fails, too, replace it",
             )
         ]
     return [Check("source", "ok", f"{uri} opens, {picture.width}x{picture.height}")]

@@ -180,5 +180,5 @@ class ConsoleState:
 def initials(action: str) -> str:
     """A code for an action the pack gave none: `Calot triangle dissection` → `CTD`, `Clipping` → `CLI`."""
     words = [word for word in action.replace("_", " ").replace("-", " ").split() if word]
-    code = "".join(word[0] for word in words) if len(words) > 1 else action[:3]
+    code = "".join(word[0] for word in words) if len(words) > 1 else "".join(words)[:3]
     return code.upper()[:6] or "?"

@@ -48,10 +48,13 @@ class Publisher:
         self._authenticator: Authenticator | None = None
         self._plain: zmq.Socket[bytes] | None = None
         self._secure: zmq.Socket[bytes] | None = None
+        self._files: list[Path] = []
         try:
             for endpoint in endpoints:
                 require_keys_outside_loopback(endpoint, keys)
                 bind(self._socket_for(endpoint, keys), endpoint)
+                if endpoint.startswith("ipc:///"):
+                    self._files.append(Path(endpoint.removeprefix("ipc://")))
         except BaseException:
             self.close()
             raise
@@ -81,6 +84,8 @@ class Publisher:
             self._authenticator.stop()
         self._plain = self._secure = self._authenticator = None
         self._context.term()
+        while self._files:
+            self._files.pop().unlink(missing_ok=True)  # libzmq leaves its sockets lying
 
     def _socket_for(self, endpoint: str, keys: Path | None) -> zmq.Socket[bytes]:
         if keys is None or not endpoint.startswith("tcp://"):

@@ -25,7 +25,7 @@ from stream_agent.errors import ConfigError
 DEFAULT_NAMES = ("camera", "agent")
 PUBLIC = ".curve_public"
 SECRET = ".curve_secret"
-_DOMAIN = b"stream_agent"
+_DOMAIN = "stream_agent"
 _Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = ("allowed", "server", "client")
@@ -59,12 +59,12 @@ class Authenticator:
 
         self._allowed = allowed
         self._thread = ThreadAuthenticator(context)
+        self._thread.configure_curve_callback(_DOMAIN, credentials_provider=self)
         self._thread.start()
-        self._thread.configure_curve_callback("*", credentials_provider=self)
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether this client's public key is on the list (called by pyzmq)."""
-        return domain == _DOMAIN.decode() and key in self._allowed
+        return domain == _DOMAIN and key in self._allowed
 
     def stop(self) -> None:
         """Stop letting anybody in; what is connected stays."""
@@ -137,7 +137,7 @@ def secure_server(socket: zmq.Socket[bytes], keys: Keys, context: zmq.Context[zm
     socket.curve_server = True
     socket.curve_publickey = keys.server_public
     socket.curve_secretkey = keys.server_secret
-    socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
+    socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an authenticator nobody comes in, rather than everybody
     return authenticator
 
