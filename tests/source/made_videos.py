@@ -41,11 +41,15 @@ def add_video(
     stream.gop_size = gop
     stream.time_base = stream.codec_context.time_base = TICK
     if codec == "libx264":
-        stream.options = cast(Any, {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "scenecut=0:threads=1"})
+        stream.options = cast(
+            Any, {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "scenecut=0:threads=1"}
+        )
     return stream
 
 
-def picture(index: int, *, size: tuple[int, int] = (64, 48), pixel_format: str = "yuv420p", pts_ms: int = 0) -> av.VideoFrame:
+def picture(
+    index: int, *, size: tuple[int, int] = (64, 48), pixel_format: str = "yuv420p", pts_ms: int = 0
+) -> av.VideoFrame:
     """An even grey of `grey_level(index)`, studio range."""
     width, height = size
     even = (width + width % 2, height + height % 2)
@@ -106,7 +110,9 @@ class Reading:
         return [float(planes[: len(planes) * 2 // 3].mean()) for planes in self.planes]
 
 
-def read(uri: Path | str, *, start_s: float = 0, instruments: Sequence[str] = (), at_most: int = 100_000, **section: Any) -> Reading:
+def read(
+    uri: Path | str, *, start_s: float = 0, instruments: Sequence[str] = (), at_most: int = 10_000, **section: Any
+) -> Reading:
     """Read `uri` to its end, or to `at_most` pictures, and close it."""
     notices: list[str] = []
     config = SourceConfig(uri=str(uri), **section)

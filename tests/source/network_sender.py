@@ -16,7 +16,9 @@ PERIOD_MS = 20
 class Sender:
     """A camera on loopback: a picture every 20 ms in a thread, until told to go silent or to leave."""
 
-    def __init__(self, target: str | io.RawIOBase, container_format: str, options: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, target: str | io.RawIOBase, container_format: str, options: dict[str, str] | None = None
+    ) -> None:
         self._target = target
         self._format = container_format
         self._options = options or {}

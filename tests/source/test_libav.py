@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import av
@@ -118,7 +117,9 @@ def test_full_range_is_kept_as_it_is(tmp_path: Path) -> None:
     assert {one.colour for one in wide.pictures} == {"bt601-full"}
 
 
-@pytest.mark.parametrize(("height", "tag", "colour"), [(48, 1, "bt709"), (720, 2, "bt709"), (720, 6, "bt601"), (48, 2, "bt601")])
+@pytest.mark.parametrize(
+    ("height", "tag", "colour"), [(48, 1, "bt709"), (720, 2, "bt709"), (720, 6, "bt601"), (48, 2, "bt601")]
+)
 def test_colour_follows_the_tag_or_else_the_height(tmp_path: Path, height: int, tag: int, colour: str) -> None:
     def mark(stream: av.VideoStream) -> None:
         stream.codec_context.colorspace = tag
@@ -172,7 +173,10 @@ def test_a_file_cut_short_gives_what_is_there_and_says_so(shared_data: Path, thr
     [
         ("upstream_empty_VID47_13_and_VID43_301_b.mp4", "has no video stream; give"),
         ("zero_byte.mp4", r"the file is empty \(0 bytes\); copy"),
-        ("truncated_no_moov.mp4", "cannot be opened: invalid data .*; it is not a video that libav reads, or was cut short: copy"),
+        (
+            "truncated_no_moov.mp4",
+            "cannot be opened: invalid data .*; it is not a video that libav reads, or was cut short: copy",
+        ),
         ("truncated_000249.png", "gave not a single picture: its video data is damaged; copy"),
         ("truncated_VID73.json", "cannot be opened: .*; it is not a video"),
         ("nothing_here.mp4", "does not exist; correct source.uri"),
@@ -187,7 +191,7 @@ def test_what_is_no_video_is_one_error_naming_file_reason_and_remedy(shared_data
 
 @pytest.mark.parametrize("name", ["notes.txt", "notes.mp4", "notes.nfo", "notes.srt"])
 def test_a_text_file_is_no_video(tmp_path: Path, name: str) -> None:
-    """libav takes some endings at their word and plays the text as a terminal."""
+    """Libav takes some endings at their word and plays the text as a terminal."""
     (tmp_path / name).write_text("1\n00:00:01,000 --> 00:00:02,000\nNot a video.\n\n" * 50)
     with pytest.raises(SourceError, match=name):
         read(tmp_path / name)
@@ -231,7 +235,11 @@ def test_a_source_opens_again_and_closes_twice(tmp_path: Path) -> None:
 
 def test_closing_under_a_reader_ends_its_pictures(tmp_path: Path) -> None:
     """An error while a picture is handled closes the source before the generator: PyAV then read freed memory."""
-    source = open_source(SourceConfig(uri=str(write_video(tmp_path / "v.mp4", times_ms=range(0, 4000, 40)))), instruments=(), notice=print)
+    source = open_source(
+        SourceConfig(uri=str(write_video(tmp_path / "v.mp4", times_ms=range(0, 4000, 40)))),
+        instruments=(),
+        notice=print,
+    )
     source.open(0)
     pictures = source.pictures()
     next(pictures)
@@ -244,12 +252,12 @@ def test_no_file_handle_is_left_behind(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     descriptors = Path("/proc/self/fd")
     read(path)
-    before = len(os.listdir(descriptors))
+    before = len(list(descriptors.iterdir()))
     for _ in range(5):
         read(path, at_most=2)
         with pytest.raises(SourceError):
             read(tmp_path / "text.mp4")
-    assert len(os.listdir(descriptors)) == before
+    assert len(list(descriptors.iterdir())) == before
 
 
 def test_a_picture_larger_than_before_is_announced_before_it_is_written(tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def test_mpeg_ts_over_udp() -> None:
     sender.leave()
 
 
-@pytest.mark.parametrize(("loss", "reason"), [("silent", "silent for source.read_timeout_s"), ("leave", "the sender ended")])
+@pytest.mark.parametrize(
+    ("loss", "reason"), [("silent", "silent for source.read_timeout_s"), ("leave", "the sender ended")]
+)
 def test_mpeg_ts_over_tcp(loss: str, reason: str) -> None:
     port = free_port()
     sender = Sender(f"tcp://127.0.0.1:{port}", "mpegts")
@@ -104,7 +106,9 @@ def test_srt_or_a_clear_word_that_it_is_not_built_in() -> None:
     try:
         av.open("srt://127.0.0.1:1", timeout=(0.1, 0.1)).close()
     except av.error.ProtocolNotFoundError:
-        with pytest.raises(SourceError, match=r"passphrase=\*\*\*: the installed libav has no srt:// support; install") as caught:
+        with pytest.raises(
+            SourceError, match=r"passphrase=\*\*\*: the installed libav has no srt:// support; install"
+        ) as caught:
             source.open(0)
         assert not caught.value.retryable
         return
@@ -132,7 +136,7 @@ class _Pipe(io.RawIOBase):
 @contextmanager
 def http_server(respond: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             respond(self)
 
         def log_message(self, *_arguments: object) -> None:
