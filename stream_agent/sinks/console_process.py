@@ -6,13 +6,15 @@ alternate screen with no cursor, which is mended here.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TextIO, TypeAlias
 
 from stream_agent.workers import child_environment
 
@@ -66,7 +68,8 @@ class ConsoleProcess:
         return None if self._process is None else self._process.pid
 
     def poll(self) -> None:
-        """Notice its end and start it again, a few times a minute."""
+        """Notice its end and start it again, a few times a minute; tell what waits to be told."""
+        self._tell_waiting()
         if self._process is None:
             return
         exit_code = self._process.poll()
@@ -86,11 +89,9 @@ class ConsoleProcess:
         self._start()
 
     def tell(self, text: str) -> None:
-        """One line for the user on stderr; while the live view owns the terminal it waits until that is over."""
-        if self.mode == "live" and self._process is not None and sys.stderr.isatty():
-            self._untold.append(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        """One line for the user on stderr; it waits while the live view owns the terminal, or stderr would block."""
+        self._untold.append(text)
+        self._tell_waiting()
 
     def stop(self) -> None:
         """End it within a second, put the terminal right, and tell what waited."""
@@ -107,7 +108,11 @@ class ConsoleProcess:
             self._let_go()
             if exit_code != 0:
                 self._mend_terminal()
-        while self._untold:
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        drawing = self.mode == "live" and self._process is not None and sys.stderr.isatty()
+        while self._untold and not drawing and _takes_output(sys.stderr):
             print(self._untold.popleft(), file=sys.stderr, flush=True)
 
     def _start(self) -> None:
@@ -126,17 +131,23 @@ class ConsoleProcess:
         self._process = None
 
     def _mend_terminal(self) -> None:
-        if self.mode == "live" and sys.stdout.isatty():
-            try:
+        if self.mode == "live" and sys.stdout.isatty() and _takes_output(sys.stdout):
+            with contextlib.suppress(OSError):  # the terminal is gone, too
                 os.write(sys.stdout.fileno(), _RESTORE)
-            except OSError:
-                pass  # the terminal is gone, too
 
 
 def _resolved(mode: Mode) -> Literal["live", "plain", "off"]:
     if mode != "auto":
         return mode
     return "live" if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" else "plain"
+
+
+def _takes_output(stream: TextIO) -> bool:
+    """Whether a short write would not block: a terminal stopped by Ctrl-S, or a full pipe, would hold up the agent."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], 0)[1])
+    except (OSError, ValueError):
+        return True  # no file behind it
 
 
 def _how(exit_code: int) -> str:

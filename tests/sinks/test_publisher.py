@@ -114,7 +114,7 @@ def test_a_subscriber_gets_the_newest_plan_and_everything_else(make_plan: MakePl
 
 
 def test_a_living_ipc_address_is_not_stolen(ipc: str) -> None:
-    """libzmq lets a second bind take a live path: subscribers of the first then hear nothing, for ever."""
+    """Libzmq lets a second bind take a live path: subscribers of the first then hear nothing, for ever."""
     first = Publisher([ipc])
     with pytest.raises(ConfigError, match="in use by another program"):
         Publisher([ipc])
@@ -137,7 +137,7 @@ def test_only_this_user_may_connect_to_an_ipc_address(ipc: str) -> None:
 
 
 def test_a_file_is_not_deleted_for_an_ipc_address(tmp_path: Path) -> None:
-    """libzmq unlinks whatever lies at the path."""
+    """Libzmq unlinks whatever lies at the path."""
     file = tmp_path / "notes.txt"
     file.write_text("keep")
     with pytest.raises(ConfigError, match="would be deleted"):
