@@ -40,6 +40,9 @@ _SCHEME_OPTIONS = {
     "udp": {"overrun_nonfatal": "1"},
 }
 
+_KEY_PICTURES_WITHIN_S = 10.0
+"""How far apart key pictures of a live stream may be; until the first one nothing can be decoded."""
+
 _MAX_READ_ERRORS = 16
 """Reads that may fail one after the other before a file counts as ended."""
 
@@ -74,6 +77,8 @@ class LibavSource:
         self._notice = notice
         self._demuxer = demuxer
         self._is_file = not live and demuxer is None
+        # Key pictures of slow encoders are 10 s apart, so silence ends sooner than data that cannot be decoded.
+        self._no_picture_s = _KEY_PICTURES_WITHIN_S + config.read_timeout_s
         self._container: InputContainer | None = None
         self._stream: VideoStream | None = None
         self._start_s = 0.0
@@ -206,6 +211,8 @@ class LibavSource:
                 f"{self._name} cannot be opened: {reason}; check the address, that the sender runs, and access rights",
                 retryable=retryable,
             )
+        if isinstance(error, PermissionError):
+            return SourceError(f"{self._name} cannot be opened: {reason}; give this user read access to it")
         if self._is_file and Path(self._address).stat().st_size == 0:
             return SourceError(f"{self._name} cannot be opened: the file is empty (0 bytes); copy or record it again")
         return SourceError(
@@ -260,18 +267,27 @@ class LibavSource:
                 return
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        picture_s = time.monotonic()
         for packet in self._packets(container, stream):
             try:
                 frames = stream.decode(packet)
             except av.error.FFmpegError:
+                frames = []
                 # A live stream is joined anywhere: what comes before its first key picture is no error.
                 if self._decoded or not self.live:
                     self._skipped_packets += 1
-                continue
-            self._decoded += len(frames)
-            yield from frames
-            if self._container is not container:  # Closed meanwhile: PyAV would read freed memory.
-                return
+            if frames:
+                self._decoded += len(frames)
+                yield from frames
+                if self._container is not container:  # Closed meanwhile: PyAV would read freed memory.
+                    return
+                picture_s = time.monotonic()
+            elif self.live and time.monotonic() - picture_s > self._no_picture_s:
+                raise SourceError(
+                    f"{self._name} was lost: what arrives gave no picture for {self._no_picture_s:g} s; check that the sender "
+                    "sends key pictures",
+                    retryable=True,
+                )
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | None]:
         """Packets, then None, which flushes the decoder."""
@@ -281,10 +297,8 @@ class LibavSource:
             try:
                 for packet in container.demux(stream):
                     failed_in_a_row = 0
-                    if (
-                        packet.size == 0
-                    ):  # PyAV's own mark of the end; in mid stream it would stop the decoder for good.
-                        continue
+                    if packet.size == 0:
+                        continue  # PyAV's own mark of the end; in mid stream it would stop the decoder for good.
                     if incomplete is not None:
                         yield incomplete
                     incomplete = packet if self._is_file and packet.is_corrupt else None

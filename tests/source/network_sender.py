@@ -17,11 +17,13 @@ class Sender:
     """A camera on loopback: a picture every 20 ms in a thread, until told to go silent or to leave."""
 
     def __init__(
-        self, target: str | io.RawIOBase, container_format: str, options: dict[str, str] | None = None
+        self, target: str | io.RawIOBase, container_format: str, options: dict[str, str] | None = None, *, gop: int = 5
     ) -> None:
         self._target = target
         self._format = container_format
         self._options = options or {}
+        self._gop = gop
+        self.under_way = threading.Event()
         self._silent = threading.Event()
         self._gone = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -50,10 +52,12 @@ class Sender:
 
     def _send(self) -> None:
         with av.open(self._target, "w", format=self._format, options=self._options) as container:
-            stream = add_video(container, size=(160, 128), rate=1000 // PERIOD_MS)
+            stream = add_video(container, size=(160, 128), rate=1000 // PERIOD_MS, gop=self._gop)
             index = 0
             while not self._silent.wait(PERIOD_MS / 1000):
                 frame = picture(index, size=(160, 128), pts_ms=index * PERIOD_MS)
                 container.mux(stream.encode(frame))
                 index += 1
+                if index == 3:
+                    self.under_way.set()
             self._gone.wait(10)

@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import av.error
+import numpy as np
 import pytest
 from made_videos import grey_level, write_video
 from network_sender import PERIOD_MS, Sender
@@ -226,6 +227,21 @@ def test_a_silent_udp_address_ends_opening_in_time() -> None:
     assert caught.value.retryable
 
 
+def test_data_that_gives_no_picture_is_a_lost_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key picture the reader once went on for ever, and could not even be stopped."""
+    monkeypatch.setattr("stream_agent.source.libav._KEY_PICTURES_WITHIN_S", 0.0)
+    port = free_port(socket.SOCK_DGRAM)
+    sender = Sender(f"udp://127.0.0.1:{port}?pkt_size=1316", "mpegts", gop=100_000)
+    assert sender.under_way.wait(5)
+    source = live_source(f"udp://127.0.0.1:{port}")
+    source.open(0)
+    with pytest.raises(SourceError, match=r"was lost: what arrives gave no picture for 0.6 s; check") as caught:
+        next(source.pictures())
+    assert caught.value.retryable
+    source.close()
+    sender.leave()
+
+
 def test_a_camera_that_is_not_there_is_retryable() -> None:
     source = open_source(SourceConfig(uri="/dev/video63"), instruments=(), notice=print)
     assert source.live
@@ -240,8 +256,6 @@ def test_grey_levels_are_those_sent() -> None:
     source = live_source(f"tcp://127.0.0.1:{port}?listen=1")
     source.open(0)
     for _, one in zip(range(3), source.pictures(), strict=False):
-        import numpy as np
-
         planes = np.zeros((192, 160), np.uint8)
         assert one.write is not None
         one.write(planes)
