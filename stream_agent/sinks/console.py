@@ -33,6 +33,7 @@ __all__ = ["ConsoleProcess", "main"]
 
 RATE_HZ = 8.0
 _GRACE_S = 0.4
+_NICENESS = 10
 _LEAST_CELLS, _LEAST_LINES = 40, 8
 
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
     stop = threading.Event()
     _stop_when_told(stop)
+    _be_nice()
     codes = dict(reversed(pair.split("=", 1)) for pair in options.action if "=" in pair)
     state = ConsoleState(lockstep=options.lockstep, codes=codes)
     try:
@@ -141,6 +143,12 @@ def _stop_when_told(stop: threading.Event) -> None:
         end()
 
     threading.Thread(target=watch_lifeline, name="lifeline", daemon=True).start()
+
+
+def _be_nice() -> None:
+    """Leave the processor to the agent: a viewer that is woken by each plan would otherwise preempt its loop."""
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
 
 
 def _abandon_stdout() -> None:

@@ -19,7 +19,7 @@ class PlainView:
 
     def line(self, state: ConsoleState, *, now_ns: int) -> str | None:
         """The line due now, or None."""
-        if state.plan is None and state.health is None:
+        if state.plan is None and (state.health is None or state.health.state == "ok"):
             return None
         gist = _gist(state, now_ns)
         seq = -1 if state.plan is None else state.plan.seq
@@ -33,7 +33,7 @@ class PlainView:
 def plain_line(state: ConsoleState, *, now_ns: int) -> str:
     """Everything that matters on one line."""
     plan = state.plan
-    words = [duration(plan.pts_s) if plan is not None else "-:--"]
+    words = [duration(plan.pts_s) if plan is not None else "no plan yet"]
     silent_s = state.silent_s(now_ns)
     if silent_s:
         words.append(f"NO WORD FROM THE AGENT FOR {silent_s:.0f} s")

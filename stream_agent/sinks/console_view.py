@@ -8,6 +8,7 @@ code or a word always says the same as the colour.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -30,6 +31,8 @@ _GATES = {
     "blurred": "the picture is blurred",
     "out_of_body": "the camera is outside the body",
 }
+_SOURCE = re.compile(r" \([^()]*\)$")
+"""The source that a caution ends with: left out where room is short."""
 _WIDE = 116
 _TALL = 28
 _LOW = 24
@@ -275,7 +278,8 @@ def _reasons(state: ConsoleState, now_ns: int, width: int, *, extra: int) -> lis
     dead = _dead(state, now_ns)
     lines: list[Text] = []
     for caution in plan.safety[: 2 + extra]:
-        lines += _wrapped(" !  ", clean(caution), width, 2 + extra, _GREY if dead else _FAIR)
+        words = clean(caution) if extra else _SOURCE.sub("", clean(caution))
+        lines += _wrapped(" !  ", words, width, 2 + extra, _GREY if dead else _FAIR)
     lines += _wrapped("WHY", clean(state.why), width, 2 + extra, _GREY if dead else "")
     lines += _wrapped("STATE", clean(plan.progress), width, 1 + extra, _GREY if dead else "")
     return [_rule("WHAT TO MIND, AND WHY", width), *lines] if lines else []

@@ -215,6 +215,7 @@ def test_a_wrong_address_is_one_message(capsys: pytest.CaptureFixture[str], monk
     from stream_agent.sinks import console
 
     monkeypatch.setattr(console, "_stop_when_told", lambda stop: None)
+    monkeypatch.setattr(console, "_be_nice", lambda: None)
     assert main(["--endpoint", "nonsense", "--mode", "plain"]) == 2
     assert capsys.readouterr().err.startswith("error: nonsense is not an address we use")
 
