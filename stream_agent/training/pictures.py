@@ -49,7 +49,7 @@ EXCERPTS: Final = (
 )
 """The rest of VID47_1131 shows the seconds of the first excerpt again."""
 
-BLACK_FROM_S: Final = {15: 1906.2}
+BLACK_FROM_S: Final = {15: 1906.15}
 """Second from which VID15's excerpt is black, out of body (media second 27.2)."""
 
 
