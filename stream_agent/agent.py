@@ -39,7 +39,8 @@ from stream_agent.messages import (
     PlanRequest,
     PlanUpdate,
 )
-from stream_agent.perception import build_perception
+from stream_agent.perception.gate import Gate
+from stream_agent.perception.perceive import Perception, build_recogniser
 from stream_agent.perception.segmenter import Segmenter
 from stream_agent.perception.thumbnail import thumbnail
 from stream_agent.planner.answer import objection
@@ -49,7 +50,7 @@ from stream_agent.planner.statistical import StatisticalPlanner
 from stream_agent.procedure import ProcedurePack, load_pack
 from stream_agent.runtime import RuntimeDirectory
 from stream_agent.scheduler import Abort, Hold, Scheduler, Skip, Start
-from stream_agent.sinks.console import ConsoleProcess
+from stream_agent.sinks.console_process import ConsoleProcess
 from stream_agent.sinks.jsonl import JsonlSink
 from stream_agent.sinks.publisher import Publisher
 from stream_agent.sinks.summary import print_summary
@@ -83,14 +84,17 @@ class Agent:
         self.pack: ProcedurePack = load_pack(config.procedure.pack)
         timeline = scene_timeline(config.source, self.pack)
         self.telemetry = Telemetry()
-        self._perception = build_perception(config.gate, config.recogniser, self.pack, config.source.uri, timeline)
+        self._perception = Perception(
+            Gate(config.gate), build_recogniser(config.recogniser, self.pack, config.source.uri, timeline)
+        )
         self._memory = NearHistoryMemory(
             config.memory, Segmenter(self.pack.action_names, config.segmenter), self.pack.instruments
         )
+        self._goal = config.procedure.goal or self.pack.goal
         self._statistical = StatisticalPlanner(self.pack, config.planner)
+        self._warm_up()
         self._scheduler = Scheduler(config.scheduler, deadline_ms=config.planner.deadline_ms)
         self._config_digest = config.digest()
-        self._goal = config.procedure.goal or self.pack.goal
 
         if config.telemetry.prometheus is not None:
             resources.callback(self.telemetry.serve(config.telemetry.prometheus))
@@ -109,6 +113,7 @@ class Agent:
             runtime.endpoint("plans"),
             title=f"{self.pack.title} · {redacted(config.source.uri)}",
             lockstep=self._lockstep,
+            codes=[(action.name, action.code) for action in self.pack.actions],
         )
         resources.callback(self._console.stop)
 
@@ -563,6 +568,13 @@ class Agent:
         return self._grabber is not None and self._grabber.finished
 
     # ------------------------------------------------------------------------------------------------ start and end
+
+    def _warm_up(self) -> None:
+        """Plan once for nobody, so that the first plan of the case is not the slowest."""
+        near = FrameHeader(stream_id="", session_id="", seq=0, pts_s=0.0, captured_ns=0)
+        for current in (None, self.pack.action_names[0]):
+            memory = Memory(stream_id="", session_id="", case_id="", now_pts_s=0.0, near=near, current=current)
+            self._statistical.plan(PlanRequest(request_id=0, memory=memory, deadline_ns=0))
 
     def _grab_job(self, endpoint: str) -> bytes:
         """The grabber's job; a grabber that is started again goes on where the last one ended."""

@@ -61,8 +61,8 @@ class ChildSide:
         os.set_blocking(self._out, False)
         self.stop = threading.Event()
         self.state = "starting"
-        self._credit = threading.Semaphore(0)
-        self._job = sys.stdin.buffer.readline()
+        self._job, early = _read_job()
+        self._credit = threading.Semaphore(early)
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
@@ -110,6 +110,15 @@ class ChildSide:
             self._credit.release(len(granted))
         self.stop.set()
         threading.Timer(_GRACE_S, _exit_now).start()
+
+
+def _read_job() -> tuple[bytes, int]:
+    """The job line, and how many credits came with it; read without a buffer that would swallow them."""
+    data = b""
+    while b"\n" not in data and (chunk := os.read(0, 65536)):
+        data += chunk
+    job, _, granted = data.partition(b"\n")
+    return job, len(granted)
 
 
 def _exit_now() -> None:

@@ -42,6 +42,11 @@ def _pace(value: object) -> object:
     return value
 
 
+def _off(value: object) -> object:
+    """Undo YAML 1.1, which reads a plain `off` as false."""
+    return "off" if value is False else value
+
+
 Pace = Annotated[
     Literal["realtime", "max"] | Annotated[float, Field(gt=0, le=1000)],
     BeforeValidator(_pace),
@@ -85,7 +90,8 @@ class SourceConfig(Section):
     synthetic_speed: float = Field(
         default=12.0,
         gt=0,
-        description="How much faster than a real procedure the synthetic one goes, so that a minute shows several actions.",
+        le=1000,
+        description="Times faster than life that the synthetic procedure plays, so that a minute shows several actions.",
     )
     seed: int = Field(default=7, ge=0, description="Draws the synthetic scene and its action timeline.")
 
@@ -246,7 +252,7 @@ class PublisherConfig(Section):
 class SinksConfig(Section):
     """Where plans go."""
 
-    console: Literal["auto", "live", "plain", "off"] = Field(
+    console: Annotated[Literal["auto", "live", "plain", "off"], BeforeValidator(_off)] = Field(
         default="auto", description="auto: the live view on a terminal, plain lines elsewhere."
     )
     jsonl: Path | None = Field(default=None, description="File that gets one JSON object per published plan.")
@@ -295,8 +301,11 @@ class AgentConfig(Section):
         return self
 
     def digest(self) -> str:
-        """Twelve hex digits of sha256 over the resolved configuration."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """Twelve hex digits of sha256 over all that decides plans: not where they go or how they are carried."""
+        decides = self.model_dump_json(
+            exclude={"sinks": True, "telemetry": True, "transport": True, "memory": {"journal"}}
+        )
+        return hashlib.sha256(decides.encode()).hexdigest()[:12]
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> AgentConfig:
@@ -390,4 +399,5 @@ def pace_factor(source: SourceConfig) -> float:
     """Media seconds per second: 1 in real time, N, infinity in lockstep."""
     if source.pace == "max":
         return math.inf
-    return 1.0 if source.pace == "realtime" else source.pace
+    factor = 1.0 if source.pace == "realtime" else source.pace
+    return factor * source.synthetic_speed if source.uri.startswith("synthetic:") else factor

@@ -366,8 +366,7 @@ def scene_timeline(config: SourceConfig, pack: ProcedurePack) -> tuple[Clip, ...
     return synthetic_timeline(
         next_probabilities=pack.next_action_probabilities,
         duration_s=pack.duration_s,
-        total_s=config.synthetic_duration_s,
-        speed=config.synthetic_speed,
+        total_s=config.synthetic_duration_s * config.synthetic_speed,
         seed=config.seed,
     )
 

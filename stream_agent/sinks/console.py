@@ -33,7 +33,8 @@ __all__ = ["ConsoleProcess", "main"]
 
 RATE_HZ = 8.0
 _GRACE_S = 0.4
-_NICENESS = 10
+_NICENESS = 5
+_STOP_LOOK_S = 0.03
 _LEAST_CELLS, _LEAST_LINES = 40, 8
 
 
@@ -107,7 +108,7 @@ def _follow(state: ConsoleState, subscriber: Subscriber, stop: threading.Event, 
     period_s = 1 / RATE_HZ
     due_s = time.monotonic()
     while not stop.is_set():
-        _take(state, subscriber, max(0.0, due_s - time.monotonic()))
+        _take(state, subscriber, min(max(0.0, due_s - time.monotonic()), _STOP_LOOK_S))
         if time.monotonic() >= due_s:
             draw()
             due_s = time.monotonic() + period_s

@@ -58,7 +58,7 @@ def live_view(state: ConsoleState, *, now_ns: int, width: int, height: int, titl
         room,
         [
             _now(state, now_ns, width, tall=height >= _TALL),
-            _next(state, now_ns, width),
+            _next(state, now_ns, width, tall=height >= _TALL),
             _reasons(state, now_ns, width, extra=(height - _LOW) // 4),
             _history(state, width),
             _state_of_the_machine(state, now_ns, width, most=1),
@@ -116,7 +116,7 @@ def _advice(state: ConsoleState, now_ns: int, width: int, room: int) -> list[Tex
     """The left column of a wide screen."""
     blocks = [
         _now(state, now_ns, width, tall=room >= _TALL - 2),
-        _next(state, now_ns, width),
+        _next(state, now_ns, width, tall=room >= _TALL - 2),
         _reasons(state, now_ns, width, extra=max(0, room - 14) // 2),
     ]
     return _fitting(room, blocks, importance=(0, 1, 2))
@@ -196,7 +196,7 @@ def _now(state: ConsoleState, now_ns: int, width: int, *, tall: bool) -> list[Te
     return [edge.copy(), band, edge, Text()] if tall else [band]
 
 
-def _next(state: ConsoleState, now_ns: int, width: int) -> list[Text]:
+def _next(state: ConsoleState, now_ns: int, width: int, *, tall: bool) -> list[Text]:
     """Three ranked actions with bars, the expected onset, and freshness; or why there is no advice."""
     plan = state.plan
     lines = [_rule("NEXT", width)]
@@ -213,9 +213,9 @@ def _next(state: ConsoleState, now_ns: int, width: int) -> list[Text]:
     else:
         names = max(cell_len(clean(item.action)) for item in plan.ranked)
         names = min(names, max(12, width // 2))
-        lines += [
-            _ranked(state, item, place, names, width, dead=dead) for place, item in enumerate(plan.ranked, start=1)
-        ]
+        for place, item in enumerate(plan.ranked, start=1):
+            lines.append(_ranked(state, item, place, names, width, dead=dead))
+            lines += [Text()] if tall else []
     lines.append(_when(state, plan, now_ns, width))
     lines.append(_freshness(state, plan, now_ns, width))
     return lines

@@ -1,4 +1,9 @@
-"""A made-up operation to watch: needs no file, camera or pack, and its ground truth is known."""
+"""A made-up operation to watch: needs no file, camera or pack, and its ground truth is known.
+
+A procedure takes most of an hour, a demonstration a minute: the scene plays `synthetic_speed` times faster than life.
+Media time is the procedure's, so that durations and onsets mean what they mean elsewhere; what is drawn moves at the
+pace of the screen.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +57,10 @@ class SyntheticSource:
         self._config = config
         self._timeline = tuple(timeline)
         self._starts_s = [clip.start_pts_s for clip in self._timeline]
-        self._duration_s = self._timeline[-1].end_pts_s if self._timeline else config.synthetic_duration_s
-        self._blackouts = blackouts(self._duration_s, seed=config.seed)
+        self._speed = config.synthetic_speed
+        lasts_s = config.synthetic_duration_s * self._speed
+        self._duration_s = self._timeline[-1].end_pts_s if self._timeline else lasts_s
+        self._blackouts = blackouts(self._duration_s / self._speed, seed=config.seed)
         self._instruments = tuple(instruments)
         self._instruments_of = instruments_of
         self._scene: Scene | None = None
@@ -81,14 +88,14 @@ class SyntheticSource:
             raise SourceError("the synthetic source is not open; call open() before pictures()")
         config = self._config
         presence = {clip.action: self._presence(clip.action) for clip in self._timeline}
-        index = math.ceil(self._start_s * config.synthetic_fps - 1e-9)
-        while (time_s := index / config.synthetic_fps) < self._duration_s:
-            clip = self._clip_at(time_s)
+        index = math.ceil(self._start_s / self._speed * config.synthetic_fps - 1e-9)
+        while (pts_s := index / config.synthetic_fps * self._speed) < self._duration_s:
+            clip = self._clip_at(pts_s)
             yield Picture(
-                pts_s=time_s,
+                pts_s=pts_s,
                 width=config.synthetic_width,
                 height=config.synthetic_height,
-                write=partial(self._draw, self._scene, self._moment(time_s, clip), index),
+                write=partial(self._draw, self._scene, self._moment(pts_s / self._speed, clip), index),
                 colour="bt601",
                 signals=presence[clip.action] if clip else (0.0,) * len(self._instruments),
             )
@@ -102,18 +109,19 @@ class SyntheticSource:
         scene.draw(planes, moment)
         write_index(planes, index)
 
-    def _clip_at(self, time_s: float) -> Clip | None:
-        return self._timeline[bisect.bisect_right(self._starts_s, time_s) - 1] if self._timeline else None
+    def _clip_at(self, pts_s: float) -> Clip | None:
+        return self._timeline[bisect.bisect_right(self._starts_s, pts_s) - 1] if self._timeline else None
 
     def _presence(self, action: str) -> tuple[float, ...]:
         used = {name.casefold() for name in self._instruments_of(action)}
         return tuple(float(name.casefold() in used) for name in self._instruments)
 
     def _moment(self, time_s: float, clip: Clip | None) -> Moment:
+        """What to draw at `time_s` of screen time."""
         dark = any(start_s <= time_s < end_s for start_s, end_s in self._blackouts)
         if clip is None:
             return Moment(time_s=time_s, dark=dark)
-        since_s = time_s - clip.start_pts_s
+        since_s = time_s - clip.start_pts_s / self._speed
         smoky = any(stem in clip.action.casefold() for stem in _SMOKY)
         return Moment(
             time_s=time_s,

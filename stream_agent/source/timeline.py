@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stream_agent.messages import Clip
 
 _SHORTEST_S = 0.5
-"""Shortest clip drawn, so that a large speed still leaves something to see."""
+"""Shortest clip drawn: long enough to be recognised."""
 
 
 def synthetic_timeline(
@@ -16,7 +16,6 @@ def synthetic_timeline(
     next_probabilities: Callable[[Sequence[str]], Mapping[str, float]],
     duration_s: Callable[[str, float], float],
     total_s: float,
-    speed: float = 1.0,
     seed: int = 0,
 ) -> tuple[Clip, ...]:
     """Clips that cover [0, total_s) without gaps, no two neighbours alike; the same on every machine for one seed.
@@ -25,7 +24,6 @@ def synthetic_timeline(
         next_probabilities: Labels so far → weight of each next action; weights need not sum to 1.
         duration_s: Action and quantile in (0, 1) → its real duration.
         total_s: Length drawn; the last clip is cut there.
-        speed: Durations are divided by this.
         seed: Draws actions and quantiles.
 
     Raises:
@@ -45,7 +43,7 @@ def synthetic_timeline(
             raise ValueError(f"no next action has a positive weight after {labels[-3:]}; check the pack's statistics")
         action = _drawn(weights, draw.random())
         quantile = 0.05 + 0.9 * draw.random()
-        end_s = start_s + max(duration_s(action, quantile) / speed, _SHORTEST_S)
+        end_s = start_s + max(duration_s(action, quantile), _SHORTEST_S)
         if total_s - end_s < _SHORTEST_S:  # No sliver of a clip at the end.
             end_s = total_s
         clips.append(Clip(action=action, start_pts_s=start_s, end_pts_s=end_s, confidence=1.0))

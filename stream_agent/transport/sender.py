@@ -61,7 +61,11 @@ class HeaderSender:
 
 
 class PictureSender:
-    """Publishes encoded pictures on a `tcp://` address; outside loopback only to hosts on the allow-list."""
+    """Publishes encoded pictures on a `tcp://` address; outside loopback only to hosts on the allow-list.
+
+    Attributes:
+        endpoint: The address as bound, with the port that a `*` became.
+    """
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class PictureSender:
         except ConfigError:
             self.close()
             raise
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, header: FrameHeader, planes: Planes | None) -> None:
         """Encode and send one frame; a subscriber that is behind gets only the newest."""

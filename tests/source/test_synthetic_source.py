@@ -20,7 +20,7 @@ TIMELINE = (Clip("Pause", 0, 2, 1), Clip("Dissection", 2, 4, 1), Clip("Coagulati
 
 
 def synthetic(**section: Any) -> Source:
-    section = {"synthetic_width": 160, "synthetic_height": 96, "synthetic_fps": 10, **section}
+    section = {"synthetic_width": 160, "synthetic_height": 96, "synthetic_fps": 10, "synthetic_speed": 1, **section}
     return open_source(
         SourceConfig(**section),
         instruments=INSTRUMENTS,
@@ -50,6 +50,10 @@ def test_pictures_come_at_the_configured_rate_and_carry_their_number() -> None:
     assert [picture.pts_s for picture, _ in seen] == [index / 10 for index in range(80)]
     assert [read_index(planes) for _, planes in seen] == list(range(80))
     assert {(picture.width, picture.height, picture.colour) for picture, _ in seen} == {(160, 96, "bt601")}
+
+
+def test_a_faster_scene_shows_fewer_pictures_of_the_same_procedure() -> None:
+    assert [picture.pts_s for picture, _ in watch(synthetic_speed=4)] == [index / 10 * 4 for index in range(20)]
 
 
 def test_signals_are_the_truth_in_the_given_order() -> None:
@@ -94,11 +98,11 @@ def test_the_lens_goes_dark_now_and_then() -> None:
         notice=print,
     )
     source.open(0)
-    dark = [picture.pts_s for picture in source.pictures() if drawn(picture)[40:64].max() == 16]
+    dark = [picture.pts_s / 12 for picture in source.pictures() if drawn(picture)[40:64].max() == 16]
     spans = blackouts(60, seed=7)
     assert len(spans) == 2
     assert all(start_s >= 25 and 0.5 < end_s - start_s < 2 for start_s, end_s in spans)
-    assert dark == [index / 5 for index in range(300) if any(a <= index / 5 < b for a, b in spans)]
+    assert dark == pytest.approx([index / 5 for index in range(300) if any(a <= index / 5 < b for a, b in spans)])
 
 
 def test_starting_behind_the_end_is_an_error() -> None:

@@ -15,23 +15,21 @@ from stream_agent.source.timeline import synthetic_timeline
 WEIGHTS = {"cut": 3.0, "hold": 1.0, "rinse": 0.5}
 
 
-def draw(seed: int = 3, total_s: float = 60, speed: float = 12) -> tuple[Clip, ...]:
+def draw(seed: int = 3, total_s: float = 720) -> tuple[Clip, ...]:
     return synthetic_timeline(
         next_probabilities=lambda _labels: WEIGHTS,
         duration_s=lambda _action, quantile: 20 + 100 * quantile,
         total_s=total_s,
-        speed=speed,
         seed=seed,
     )
 
 
 @given(
     seed=st.integers(min_value=0, max_value=2**31),
-    total_s=st.floats(min_value=0.1, max_value=500),
-    speed=st.floats(min_value=0.1, max_value=1000),
+    total_s=st.floats(min_value=0.1, max_value=5000),
 )
-def test_clips_cover_the_time_without_gaps_or_repeats(seed: int, total_s: float, speed: float) -> None:
-    clips = draw(seed, total_s, speed)
+def test_clips_cover_the_time_without_gaps_or_repeats(seed: int, total_s: float) -> None:
+    clips = draw(seed, total_s)
     assert clips[0].start_pts_s == 0
     assert clips[-1].end_pts_s == total_s
     assert all(one.duration_s > 0 for one in clips)
@@ -59,12 +57,6 @@ def test_labels_so_far_are_what_the_statistics_see() -> None:
     )
     assert [one.action for one in clips] == ["a", "b", "a", "b"]
     assert seen == [(), ("a",), ("a", "b"), ("a", "b", "a")]
-
-
-def test_speed_divides_durations() -> None:
-    slow, fast = draw(speed=1, total_s=1000), draw(speed=10, total_s=100)
-    assert [one.action for one in slow] == [one.action for one in fast]
-    assert [one.start_pts_s for one in fast] == pytest.approx([one.start_pts_s / 10 for one in slow])
 
 
 def test_statistics_with_nowhere_to_go_are_an_error() -> None:
