@@ -550,6 +550,8 @@ class Agent:
         self._publisher.send(health, now_ns=self._clock.now_ns())
         self._book_frames()
         self._publisher.send(self.telemetry.counters(self._config.source.stream_id), now_ns=self._clock.now_ns())
+        if self._snapshot is not None:  # whoever subscribes late, or again, gets the case's history within half a second
+            self._publisher.send(self._snapshot, now_ns=self._clock.now_ns())
 
     def _tell(self, text: str) -> None:
         """One line for the user: through the console while it draws, and on stderr."""

@@ -1,7 +1,8 @@
 """From per-frame evidence to clips: a causal, sticky forward filter, and a dwell before a clip is declared.
 
 Two levels. The belief follows a continuous-time Markov chain that leaves every action at rate 1 / mean_clip_s for any
-other alike, and is multiplied by each frame's likelihood, posterior / prior to the power `evidence_weight`. In closed
+other alike, and is multiplied by each frame's likelihood, posterior / prior to a power: the share of an independent look
+that the frame is worth, `evidence_per_s` times the time since the last one, so that 10 Hz say no more than 1 Hz. In closed
 form, with K actions, an action is kept over dt with probability 1/K + (1 - 1/K) exp(-dt K / ((K - 1) mean_clip_s)): for
 small dt that is the hazard 1 - exp(-dt / mean_clip_s), and cutting dt in pieces changes nothing, so a blind minute costs
 the same at 1 fps and at 60. The clips follow the belief's leader once it has led for `min_dwell_s` of observed time; the
@@ -121,15 +122,16 @@ class Segmenter:
         """
         if not math.isfinite(pts_s):
             raise ValueError(f"pts_s={pts_s} is not a time; skip frames without one")
-        likelihood = self._likelihood(posterior)
+        since_s = math.inf if self._last_pts_s is None else pts_s - self._last_pts_s
+        likelihood = self._likelihood(posterior, min(1.0, self._config.evidence_per_s * abs(since_s)))
         if self._last_pts_s is not None:
-            if pts_s <= self._last_pts_s:
+            if since_s <= 0.0:
                 return ()
-            self._diffuse(pts_s - self._last_pts_s)
+            self._diffuse(since_s)
         observed_s = 0.0
         if likelihood is not None:
             if self._last_observed and self._last_pts_s is not None:
-                observed_s = pts_s - self._last_pts_s
+                observed_s = since_s
             self._observe(likelihood)
         self._last_pts_s = pts_s
         self._last_observed = likelihood is not None
@@ -151,7 +153,7 @@ class Segmenter:
         self.reset()
         return events
 
-    def _likelihood(self, posterior: tuple[float, ...]) -> list[float] | None:
+    def _likelihood(self, posterior: tuple[float, ...], weight: float) -> list[float] | None:
         if not posterior:
             return None
         if len(posterior) != len(self._actions):
@@ -167,7 +169,6 @@ class Segmenter:
         if self._prior is not None:
             values = [value / prior for value, prior in zip(values, self._prior, strict=True)]
         peak = max(values)
-        weight = self._config.evidence_weight
         return [value / peak if weight == 1.0 else (value / peak) ** weight for value in values]
 
     def _diffuse(self, dt_s: float) -> None:

@@ -18,9 +18,9 @@ def one_hot(index: int) -> tuple[float, ...]:
     return tuple(float(k == index) for k in range(len(ACTIONS)))
 
 
-def segmenter(mean_clip_s: float = 60.0, min_dwell_s: float = 2.0, evidence_weight: float = 1.0) -> Segmenter:
+def segmenter(mean_clip_s: float = 60.0, min_dwell_s: float = 2.0, evidence_per_s: float = 1000.0) -> Segmenter:
     return Segmenter(
-        ACTIONS, SegmenterConfig(mean_clip_s=mean_clip_s, min_dwell_s=min_dwell_s, evidence_weight=evidence_weight)
+        ACTIONS, SegmenterConfig(mean_clip_s=mean_clip_s, min_dwell_s=min_dwell_s, evidence_per_s=evidence_per_s)
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     made.destroy(linger=0)
 
 
-def header(seq: int, session: str = "s", **changes: object) -> FrameHeader:
+def header(seq: int, session: str = "s", **changes: Any) -> FrameHeader:
     fields: dict[str, object] = {
         "stream_id": "cam",
         "session_id": session,
@@ -244,7 +245,7 @@ def test_a_ring_frame_survives_its_writer(context: zmq.Context[zmq.Socket[bytes]
     ring = RingWriter(4, planes_bytes(64, 48))
     ring.reserve(64, 48)[:] = 3
     slot, ticket = ring.commit(5)  # four more than were ever announced
-    place = {"width": 64, "height": 48, "layout": "yuv420p", "place": "ring", "ring": ring.locator}
+    place: dict[str, Any] = {"width": 64, "height": 48, "layout": "yuv420p", "place": "ring", "ring": ring.locator}
     with closing(sender), closing(receiver):
         sender.send(header(0, slot=slot, ticket=ticket, **place))
         frame = received(receiver)
