@@ -117,6 +117,10 @@ class Agent:
         )
         resources.callback(self._console.stop)
 
+        if self._journal is not None and self._journal.restored:
+            clips = len(self._journal.restored)
+            self._tell(f"case {config.memory.case_id}: {clips} closed clips restored from {config.memory.journal}")
+
         self._window = config.transport.slots - 2
         remote = config.transport.connect
         endpoint = remote or runtime.endpoint("frames")
@@ -337,7 +341,7 @@ class Agent:
             self._act(self._scheduler.poll(now_ns=self._clock.now_ns(), ready=self._worker_is_ready()))
 
     def _worker_is_ready(self) -> bool:
-        return self._worker is not None and self._worker.ready and not self._unanswered
+        return self._worker is not None and self._worker.ready and self._link.connected and not self._unanswered
 
     def _act(self, decisions: tuple[Start | Skip | Hold | Abort, ...]) -> None:
         for decision in decisions:
@@ -467,7 +471,7 @@ class Agent:
     def _await_worker(self) -> None:
         """In lockstep a worker that starts costs no media time."""
         assert self._worker is not None
-        while not self._worker.ready and not self._worker.finished and not self._stop:
+        while not (self._worker.ready and self._link.connected) and not self._worker.finished and not self._stop:
             self._worker.poll()
             time.sleep(0.005)
         self._note_restart(self._worker)
@@ -550,7 +554,9 @@ class Agent:
         self._publisher.send(health, now_ns=self._clock.now_ns())
         self._book_frames()
         self._publisher.send(self.telemetry.counters(self._config.source.stream_id), now_ns=self._clock.now_ns())
-        if self._snapshot is not None:  # whoever subscribes late, or again, gets the case's history within half a second
+        if (
+            self._snapshot is not None
+        ):  # whoever subscribes late, or again, gets the case's history within half a second
             self._publisher.send(self._snapshot, now_ns=self._clock.now_ns())
 
     def _tell(self, text: str) -> None:
@@ -594,7 +600,6 @@ class Agent:
         resources.callback(journal.close)
         if journal.restored:
             self._memory.restore(journal.restored)
-            self._tell(f"case {config.case_id}: {len(journal.restored)} closed clips restored from {config.journal}")
         return journal
 
     def _open_jsonl(self, resources: ExitStack) -> JsonlSink | None:

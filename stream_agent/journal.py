@@ -7,6 +7,7 @@ holds up the loop. A line torn by a crash is dropped on restore; any other damag
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -44,7 +45,7 @@ class Journal:
         self.unwritten = 0
         self.restored: tuple[Clip, ...] = ()
         try:
-            data = path.read_bytes() if path.exists() and path.stat().st_size <= _MAX_BYTES else b""
+            data = path.read_bytes() if path.is_file() and _is_small(path) else b""
             if data:
                 self.restored, keep = _read(path, data, self._case)
                 self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -86,8 +87,9 @@ class Journal:
             self.problem = f"journal {self._path}: the disk is full; free space"
         except OSError as error:
             self.problem = f"journal {self._path}: {error.strerror}; free space or name another file"
-        os.ftruncate(self._file, end)  # no half line for the next one to join
-        os.lseek(self._file, end, os.SEEK_SET)
+        with contextlib.suppress(OSError):  # no half line for the next one to join
+            os.ftruncate(self._file, end)
+            os.lseek(self._file, end, os.SEEK_SET)
         return False
 
     def _sync(self) -> None:
@@ -98,6 +100,15 @@ class Journal:
                 os.fsync(self._file)
             except OSError as error:
                 self.problem = f"journal {self._path}: {error.strerror}; the disk may be failing"
+
+
+def _is_small(path: Path) -> bool:
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise ConfigError(
+            f"memory.journal={path} has {size} bytes, more than any case's journal ({_MAX_BYTES}); name another file"
+        )
+    return True
 
 
 def _read(path: Path, data: bytes, case: _Case) -> tuple[tuple[Clip, ...], int]:

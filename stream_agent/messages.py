@@ -131,7 +131,7 @@ class ActionTotal(msgspec.Struct, frozen=True):
     duration_s: float
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
+class Memory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="memory"):
     """An immutable snapshot of the near-history focus memory (LLM-SAP, eq. 1 to 3).
 
     Attributes:

@@ -181,10 +181,11 @@ class Worker:
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         if len(self._starts) > self._restarts_per_minute:
             self._failure = Failed(
-                f"{self.name} ended {len(self._starts)} times within a minute, last by {how}; see its messages above",
+                f"{self.name} ended {len(self._starts)} times within a minute, last by {how}",
                 WorkerError.exit_code,
             )
             self._state = "failed"
+            self.notices.append(f"{self._failure.message}; giving it up")
             return
         wait_s = _BACKOFF_S[min(len(self._starts) - 1, len(_BACKOFF_S) - 1)]
         self._state = f"restarting after {how}"

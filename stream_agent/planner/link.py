@@ -42,6 +42,11 @@ class WorkerLink:
         self._answers.bind(answers)
         return msgspec.json.encode(WorkerJob(planner_json, actions, requests, answers))
 
+    @property
+    def connected(self) -> bool:
+        """Whether a worker is there to take a request: it says ready a moment before its socket is."""
+        return self._requests is not None and bool(self._requests.poll(0, zmq.POLLOUT))
+
     def submit(self, request: PlanRequest) -> bool:
         """Send a request; False when the worker takes none."""
         return self._send(request)
