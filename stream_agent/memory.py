@@ -51,13 +51,10 @@ class NearHistoryMemory:
         step_s = min(max(0.0, frame.pts_s - self._now_pts_s), _LONGEST_STEP_S) if self._near is not None else 0.0
         self._near = frame
         self._now_pts_s = max(self._now_pts_s, frame.pts_s)
-        if evidence.gate:
-            self._present = ()
-        elif evidence.instruments:
-            for index, presence in enumerate(evidence.instruments[: len(self._instrument_s)]):
-                if presence >= _PRESENT:
-                    self._instrument_s[index] += step_s
-            self._present = evidence.instruments
+        self._present = () if evidence.gate else evidence.instruments
+        for index, presence in enumerate(self._present[: len(self._instrument_s)]):
+            if presence >= _PRESENT:
+                self._instrument_s[index] += step_s
         events = self._segmenter.step(self._now_pts_s, () if evidence.gate else evidence.actions)
         self._take(events)
         return events
@@ -71,7 +68,8 @@ class NearHistoryMemory:
     def restore(self, clips: tuple[Clip, ...]) -> None:
         """Start from the closed clips of an earlier run of the same case.
 
-        Their times are moved, if need be, to end where the new stream begins.
+        Their times are moved, if need be, to end where the new stream begins. An action that goes on there is one clip
+        with the last of them: neighbours never share an action.
         """
         for clip in clips:
             self._remember(clip)
@@ -93,15 +91,19 @@ class NearHistoryMemory:
         if self._clips_seen is None:
             self._clips_seen = tuple(self._clips)
         near = self._near
+        clips, current = self._clips_seen, self._segmenter.current
+        start_pts_s = self._segmenter.current_start_pts_s
+        if clips and clips[-1].action == current:  # the open clip began before a restart
+            clips, start_pts_s = clips[:-1], clips[-1].start_pts_s
         return Memory(
             stream_id=near.stream_id if near is not None else "",
             session_id=near.session_id if near is not None else "",
             case_id=self._case_id,
             now_pts_s=self._now_pts_s,
-            clips=self._clips_seen,
+            clips=clips,
             folded=tuple(self._folded.values()),
-            current=self._segmenter.current,
-            current_start_pts_s=self._segmenter.current_start_pts_s,
+            current=current,
+            current_start_pts_s=start_pts_s,
             current_confidence=self._segmenter.confidence,
             instrument_s=tuple(self._instrument_s),
             instruments=self._present,
@@ -115,6 +117,10 @@ class NearHistoryMemory:
                 self._remember(event.clip)
 
     def _remember(self, clip: Clip) -> None:
+        self._clips_seen = None
+        if self._clips and self._clips[-1].action == clip.action:
+            self._clips[-1] = _joined(self._clips[-1], clip)
+            return
         self._clips.append(clip)
         if len(self._clips) > self._config.max_clips:
             block, self._clips = self._clips[: self._config.evict_block], self._clips[self._config.evict_block :]
@@ -122,7 +128,6 @@ class NearHistoryMemory:
                 total = self._folded.get(old.action, ActionTotal(old.action, 0, 0.0))
                 self._folded[old.action] = ActionTotal(old.action, total.count + 1, total.duration_s + old.duration_s)
             self._evictions += 1
-        self._clips_seen = None
 
     def _place_restored_before(self, pts_s: float) -> None:
         self._restored = False
@@ -133,3 +138,11 @@ class NearHistoryMemory:
                 for clip in self._clips
             ]
             self._clips_seen = None
+
+
+def _joined(first: Clip, second: Clip) -> Clip:
+    """The two halves of a clip that a restart cut in two."""
+    first_s, second_s = first.duration_s, second.duration_s
+    weight = first_s / (first_s + second_s) if first_s + second_s > 0 else 0.5
+    confidence = weight * first.confidence + (1 - weight) * second.confidence
+    return Clip(first.action, first.start_pts_s, second.end_pts_s, confidence)
