@@ -7,15 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
 
 import pytest
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _POLL_S = 0.01
-
-Eventually: TypeAlias = Callable[..., None]
-"""`eventually(condition, timeout_s=10.0)`: what the fixture of that name is."""
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +25,8 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def eventually() -> Eventually:
-    """Waits until a condition holds, by asking it again and again; fails the test when it does not in time."""
+def eventually() -> Callable[..., None]:
+    """`eventually(condition, timeout_s=10.0)` asks again and again; fails the test when the condition does not come true."""
 
     def wait(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
         deadline_s = time.monotonic() + timeout_s
