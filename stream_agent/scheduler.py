@@ -48,8 +48,9 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, *, deadline_ms: float) -> None:
         self._min_interval_ns = round(config.min_interval_s * NS_PER_S)
-        self._max_staleness_ns = round(config.max_staleness_s * NS_PER_S)
         self._budget_ns = round(deadline_ms * 1e6)
+        # Nothing is asked whose answer is expired already.
+        self._max_staleness_ns = min(round(config.max_staleness_s * NS_PER_S), self._budget_ns)
         self._running: Start | None = None
         self._pending_ns: int | None = None
         self._started_ns: int | None = None

@@ -42,8 +42,17 @@ def test_nothing_starts_while_the_worker_is_not_ready() -> None:
 
 
 def test_a_stale_frame_is_not_planned_from() -> None:
-    assert offer(scheduler(), 100, now_ms=600) == (Start(100 * MS, 500 * MS),)
-    assert offer(scheduler(), 100, now_ms=601) == (Skip(100 * MS, "stale"),)
+    patient = {"max_staleness_s": 0.3}
+    assert offer(scheduler(**patient), 100, now_ms=400) == (Start(100 * MS, 500 * MS),)
+    assert offer(scheduler(**patient), 100, now_ms=401) == (Skip(100 * MS, "stale"),)
+
+
+def test_a_frame_whose_deadline_has_passed_is_stale() -> None:
+    """With a deadline shorter than `max_staleness_s` a pending frame was once started only to be aborted."""
+    busy = scheduler(max_staleness_s=0.5, deadline_ms=50)
+    offer(busy, 100)
+    offer(busy, 110)
+    assert poll(busy, 161) == (Abort(100 * MS), Skip(110 * MS, "stale"))
 
 
 def test_requests_keep_their_distance() -> None:
@@ -123,6 +132,7 @@ def test_whatever_happens_one_request_runs_and_every_frame_is_accounted_for(
     story: list[tuple[int, tuple[str, int, bool]]], min_interval_s: float, max_staleness_s: float, deadline_ms: float
 ) -> None:
     made = scheduler(min_interval_s=min_interval_s, max_staleness_s=max_staleness_s, deadline_ms=deadline_ms)
+    stale_after_ns = min(max_staleness_s * 1000, deadline_ms) * MS
     now_ms, serial = 1000, 0
     running: Start | None = None
     last_start_ms: int | None = None
@@ -150,14 +160,14 @@ def test_whatever_happens_one_request_runs_and_every_frame_is_accounted_for(
                 case Start(captured_ns, deadline_ns):
                     assert running is None, "two at a time"
                     assert ready
-                    assert now_ms * MS - captured_ns <= max_staleness_s * 1e9
+                    assert now_ms * MS - captured_ns <= stale_after_ns
                     assert deadline_ns == captured_ns + round(deadline_ms * MS)
                     assert last_start_ms is None or now_ms - last_start_ms >= min_interval_s * 1000
                     running, last_start_ms = decision, now_ms
                     ends[captured_ns] += 1
                 case Skip(captured_ns, reason):
                     assert reason in ("not_ready", "interval", "stale", "superseded")
-                    assert reason != "stale" or now_ms * MS - captured_ns > max_staleness_s * 1e9
+                    assert reason != "stale" or now_ms * MS - captured_ns > stale_after_ns
                     ends[captured_ns] += 1
                 case Hold(captured_ns):
                     assert made.pending_ns == captured_ns == offered[-1]
