@@ -80,6 +80,7 @@ class SourceConfig(Section):
         default=0.25, gt=0, description="First wait before a reconnect; doubles each time."
     )
     reconnect_max_s: float = Field(default=8.0, gt=0, description="Longest wait before a reconnect.")
+    restarts_per_minute: int = Field(default=6, ge=0, description="How often a grabber that died is started again.")
     decode_threads: int = Field(default=2, ge=0, le=64, description="Decoder threads; 0 lets libav choose.")
     options: dict[str, str] = Field(default_factory=dict, description="Options handed to libav as they are.")
     fps: float = Field(default=1.0, gt=0, description="Frame rate of a frame folder (CholecT50 ids are seconds: 1).")

@@ -19,6 +19,10 @@ import pytest
 import zmq
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PROMISED = set(
+    "seq pts_s captured_ns published_ns valid_until_ns source abstained ranked progress safety current_action "  # noqa: SIM905
+    "expected_onset_s chain spans_ms".split()
+)
 SMALL = ["source.synthetic_width=160", "source.synthetic_height=96", "sinks.console=off"]
 
 
@@ -146,11 +150,7 @@ def test_lockstep_gives_the_same_plans_on_every_run(start: Callable[..., Running
     assert len(plans) == report["plans"]["published"] == report["frames"]["received"] > 500
     assert len({plan["current_action"] for plan in plans}) > 1
     assert balanced(report)
-    promised = (
-        "seq pts_s captured_ns published_ns valid_until_ns source abstained ranked progress safety current_action "
-        "expected_onset_s chain spans_ms"
-    ).split()
-    assert all(set(promised) <= set(plan) for plan in plans)
+    assert all(set(plan) >= PROMISED for plan in plans)
     for plan in plans:
         assert plan["abstained"] or len({entry["action"] for entry in plan["ranked"]}) == 3
         assert plan["current_action"] not in [entry["action"] for entry in plan["ranked"]]
@@ -249,7 +249,7 @@ def test_a_plan_is_never_current_past_its_expiry_even_when_frames_stop(start: Ca
         last = run.plan(lambda plan: plan["abstained"])
         stopped = [plan for plan in run.seen if plan["type"] == "plan"][-2]
         assert last["published_ns"] - stopped["valid_until_ns"] < 0.2e9, "the expired plan was replaced at once"
-        assert "source" in last["abstain_reason"] or "no frame" in last["abstain_reason"]
+        assert "source" in last["abstain_reason"] or "no new frame" in last["abstain_reason"]
         run.health(lambda message: "no sign of life" in message["parts"]["source"], timeout_s=2)
     finally:
         grabber.send_signal(signal.SIGCONT)
@@ -361,7 +361,7 @@ def test_two_agents_at_once_do_not_disturb_each_other(start: Callable[..., Runni
 def test_fifty_kills_at_random_moments(start: Callable[..., Running]) -> None:
     """Grabber, worker and agent killed at random: no zombie, no shared memory, no closed clip lost."""
     rng = random.Random(11)
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     told: list[dict[str, Any]] = []
     run: Running | None = None
     journal = ""
@@ -372,6 +372,7 @@ def test_fifty_kills_at_random_moments(start: Callable[..., Running]) -> None:
                 *([f"memory.journal={journal}"] if journal else ["memory.journal=journal"]),
                 "planner.kind=scripted",
                 "planner.restarts_per_minute=100",
+                "source.restarts_per_minute=100",
                 "source.synthetic_speed=60",
                 "source.synthetic_duration_s=600",
             )
@@ -400,4 +401,4 @@ def test_fifty_kills_at_random_moments(start: Callable[..., Running]) -> None:
     lengths = [(clip["action"], round(clip["end_pts_s"] - clip["start_pts_s"], 6)) for clip in kept]
     missing = [c for c in told if (c["action"], round(c["end_pts_s"] - c["start_pts_s"], 6)) not in lengths]
     assert told and not missing
-    assert set(os.listdir("/dev/shm")) == before
+    assert set(Path("/dev/shm").iterdir()) == before
