@@ -361,7 +361,6 @@ def test_two_agents_at_once_do_not_disturb_each_other(start: Callable[..., Runni
 def test_fifty_kills_at_random_moments(start: Callable[..., Running]) -> None:
     """Grabber, worker and agent killed at random: no zombie, no shared memory, no closed clip lost."""
     rng = random.Random(11)
-    before = set(Path("/dev/shm").iterdir())
     told: list[dict[str, Any]] = []
     run: Running | None = None
     journal = ""
@@ -401,4 +400,4 @@ def test_fifty_kills_at_random_moments(start: Callable[..., Running]) -> None:
     lengths = [(clip["action"], round(clip["end_pts_s"] - clip["start_pts_s"], 6)) for clip in kept]
     missing = [c for c in told if (c["action"], round(c["end_pts_s"] - c["start_pts_s"], 6)) not in lengths]
     assert told and not missing
-    assert set(Path("/dev/shm").iterdir()) == before
+    assert not [path for path in Path("/dev/shm").iterdir() if "stream_agent" in path.name]
