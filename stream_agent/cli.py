@@ -160,7 +160,9 @@ def _load(preset: Path | None, settings: Sequence[str]) -> AgentConfig:
         )
     overrides = [setting for setting in settings if _OVERRIDE.match(setting)]
     # Quoted, for the override is read as YAML, and a video may be called 0012.
-    return load_config(preset, [*(f"source.uri={json.dumps(video)}" for video in videos), *overrides])
+    return load_config(
+        preset, [*(f"source.uri={json.dumps(video, ensure_ascii=False)}" for video in videos), *overrides]
+    )
 
 
 def _complain(message: str) -> None:

@@ -10,7 +10,8 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -34,12 +35,17 @@ class Section(BaseModel):
 
 def _pace(value: object) -> object:
     """Turn `2`, `"2"`, `"2x"` into 2.0; leave the named paces alone."""
-    if isinstance(value, str) and value not in ("realtime", "max"):
-        try:
-            return float(value.removesuffix("x"))
-        except ValueError:
-            return value
-    return value
+    if value in ("realtime", "max"):
+        return value
+    try:
+        factor = float(str(value).removesuffix("x"))
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor <= 1000:
+        raise ValueError(
+            f"source.pace={value} is not a pace; choose realtime, max, or N up to 1000 for N times real time"
+        )
+    return factor
 
 
 def _off(value: object) -> object:
@@ -232,6 +238,12 @@ class PlannerConfig(Section):
     ready_timeout_s: float = Field(default=600.0, gt=0)
 
     @model_validator(mode="after")
+    def _script_has_a_step(self) -> PlannerConfig:
+        if not self.script:
+            raise ValueError("planner.script=[] holds no step; give at least one, for example [{behaviour: answer}]")
+        return self
+
+    @model_validator(mode="after")
     def _deadline_before_expiry(self) -> PlannerConfig:
         if self.deadline_ms > self.valid_s * 1000:
             raise ValueError(
@@ -339,7 +351,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} does not exist; presets in {configs_directory()}: {presets}")
     try:
         tree = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"config file {found} is not readable YAML: {error}; correct the line it names") from error
     if tree is None:
         return {}
@@ -359,12 +371,20 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"'{override}': {part} is a value, not a section; see `run_agent.py config show`")
         node = child
+    node[parts[-1]] = _value(_annotation(parts), text)
+
+
+def _value(annotation: object, text: str) -> object:
+    """`text` as it stands where text is wanted (a case 007, an address `synthetic:`), unless quoted; else as YAML."""
+    if not text:
+        return None
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        value = text
-    # YAML would make an address such as 'synthetic:' a mapping; nobody writes mappings of None on a command line.
-    node[parts[-1]] = text if isinstance(value, dict) and not text.startswith("{") else value
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
+        return text
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    wants_text = any(member in (str, Path) for member in members)
+    return text if wants_text and value is not None and text[0] not in "\"'" else value
 
 
 def _complaints(error: ValidationError) -> Iterable[str]:
@@ -384,16 +404,23 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     """`; did you mean KEY?` when a sibling key is spelt much the same."""
     import difflib
 
-    model: Any = AgentConfig
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return ""
-        model = field.annotation
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+    section = _annotation(location[:-1])
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return ""
-    close = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+    close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _annotation(location: Iterable[int | str]) -> object:
+    """The type declared at `location`; None where nothing is."""
+    found: object = AgentConfig
+    for part in location:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            field = found.model_fields.get(str(part))
+            found = None if field is None else field.annotation
+        else:
+            found = next(iter(get_args(found)), None)  # a member of a list or of a dict of texts
+    return found
 
 
 def is_lockstep(source: SourceConfig) -> bool:

@@ -75,7 +75,17 @@ def test_options_and_overrides_come_in_any_order(agent: FakeAgent, preset: Path,
 
 @pytest.mark.parametrize(
     "video",
-    ["case.mp4", "0012", "/dev/video0", "rtsp://host/live?a.b=c", "a: b.mp4", 'qu"ote.mp4', "./x=y.mp4", "null"],
+    [
+        "case.mp4",
+        "0012",
+        "/dev/video0",
+        "rtsp://host/live?a.b=c",
+        "a: b.mp4",
+        'qu"ote.mp4',
+        "./x=y.mp4",
+        "null",
+        "🫀.mp4",
+    ],
 )
 def test_an_argument_that_is_no_setting_is_the_source(agent: FakeAgent, video: str) -> None:
     assert call("run", video, "planner.horizon=2") == 7
