@@ -49,6 +49,8 @@ class RuntimeDirectory:
         root = root or runtime_root()
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if root.is_symlink():
+                raise ConfigError(f"{root} is a link; set XDG_RUNTIME_DIR to a directory of your own")
             if root.stat().st_uid != os.getuid():
                 raise ConfigError(f"{root} belongs to another user; set XDG_RUNTIME_DIR to a directory of your own")
             _sweep(root)
@@ -90,11 +92,15 @@ def _create_locked(root: Path) -> tuple[Path, int]:
     """A new directory and its locked file; tries again when a sweep took the directory before we locked it."""
     while True:
         path = Path(tempfile.mkdtemp(prefix="", dir=root))
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        try:
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (path / _LOCK).exists():
                 return path, lock
+        os.close(lock)
 
 
 def _sweep(root: Path) -> None:
