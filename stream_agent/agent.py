@@ -78,7 +78,7 @@ class Agent:
         self._goal = config.procedure.goal or self.pack.goal
         self._perception = Perception(
             Gate(config.gate),
-            build_recogniser(config.recogniser, self.pack, config.source.uri, scene_timeline(config.source, self.pack)),
+            build_recogniser(config.recogniser, self.pack, config.watched, scene_timeline(config.source, self.pack)),
         )
         segmenter = Segmenter(self.pack.action_names, config.segmenter)
         self._memory = NearHistoryMemory(config.memory, segmenter, self.pack.instruments)
@@ -104,6 +104,7 @@ class Agent:
 
         self._next_tick_pts_s = 0.0
         self._last_header: FrameHeader | None = None
+        self._received_ns: int | None = None
         self._snapshot: Memory | None = None
         self._gate = ""
         self._statistical_plan: Plan | None = None
@@ -133,7 +134,7 @@ class Agent:
                 self._on_frame(frame)
                 self._give_credit(1)
             self._take_answers(self._clock.now_ns())
-            self._display.expire(self._why_no_frame(), now_ns=self._clock.now_ns())
+            self._display.expire(self._why_no_frame, now_ns=self._clock.now_ns())
             self._supervise()
             ended = frame is None and (self._receiver.ended is not None or self._source_is_gone())
         self._finish(ended)
@@ -143,7 +144,7 @@ class Agent:
         if self._lockstep:
             self._take_answers(header.captured_ns)
             self._virtual.advance_to(header.captured_ns)
-        self._last_header = header
+        self._last_header, self._received_ns = header, frame.received_ns
         if header.pts_s + _TICK_SLACK < self._next_tick_pts_s:
             self.telemetry.count("frames_dropped", reason="not_sampled")
             return
@@ -273,8 +274,7 @@ class Agent:
     def _parts(self) -> dict[str, str]:
         """Every part that can fail, and `ok` or what is wrong with it."""
         parts = {"console": self._console.problem or "ok"}
-        if self._grabber is not None:
-            parts["source"] = self._grabber.health()
+        parts["source"] = self._source_health()
         if self._desk is not None:
             parts["planner worker"] = self._desk.worker.health()
         if self._journal is not None:
@@ -308,8 +308,16 @@ class Agent:
             if frames:
                 self.telemetry.set_total("frames_dropped", frames, reason=reason)
 
+    def _source_health(self) -> str:
+        if self._grabber is not None:
+            return self._grabber.health()
+        if self._received_ns is None:
+            return f"nothing yet from {self._config.watched}"
+        silent_s = (time.monotonic_ns() - self._received_ns) / NS_PER_S
+        return "ok" if silent_s <= self._config.transport.stall_s else f"no frame for {silent_s:.1f} s"
+
     def _why_no_frame(self) -> str:
-        health = self._grabber.health() if self._grabber is not None else "ok"
+        health = self._source_health()
         return "no new frame" if health == "ok" else f"source: {health}"
 
     def _source_is_gone(self) -> bool:
@@ -349,7 +357,7 @@ class Agent:
         console = ConsoleProcess(
             config.console,
             private,
-            title=f"{self.pack.title} · {redacted(self._config.source.uri)}",
+            title=f"{self.pack.title} · {redacted(self._config.watched)}",
             lockstep=self._lockstep,
             codes=[(action.name, action.code) for action in self.pack.actions],
         )

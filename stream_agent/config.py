@@ -318,6 +318,11 @@ class AgentConfig(Section):
             )
         return self
 
+    @property
+    def watched(self) -> str:
+        """The address that frames come from: the own grabber's source, or another host's grabber."""
+        return self.transport.connect or self.source.uri
+
     def digest(self) -> str:
         """Twelve hex digits of sha256 over all that decides plans: not where they go or how they are carried."""
         decides = self.model_dump_json(

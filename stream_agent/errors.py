@@ -13,6 +13,11 @@ these are mistakes of the outside world, not of this code.
 
 from __future__ import annotations
 
+import msgspec
+
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are none of our messages: text that is no UTF-8 and deep nesting each in its own way."""
+
 
 class StreamAgentError(Exception):
     """Base of all errors a user can cause or meet; `exit_code` is what the command line returns."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from stream_agent.errors import ConfigError
+from stream_agent.errors import UNDECODABLE, ConfigError
 from stream_agent.messages import Clip
 
 _MAX_BYTES = 64 << 20
@@ -131,7 +131,7 @@ def _read(path: Path, data: bytes, case: _Case) -> tuple[tuple[Clip, ...], int]:
         if found != case:
             return (), 0
         return tuple(msgspec.json.decode(line, type=Clip) for line in lines[1:]), end
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise _no_journal(path, str(error)) from error
 
 

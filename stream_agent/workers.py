@@ -15,10 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from stream_agent.child import Beat, Failed, Notice, Ready, report_decoder
-from stream_agent.errors import WorkerError
+from stream_agent.errors import UNDECODABLE, WorkerError
 
 _HUNG_S = 4.0
 _BACKOFF_S = (0.0, 0.25, 1.0, 2.0)
@@ -205,7 +203,7 @@ class Worker:
     def _take(self, line: bytes) -> None:
         try:
             report = report_decoder.decode(line)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             return  # not ours; a library printed to a descriptor of its own
         match report:
             case Ready():

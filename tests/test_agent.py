@@ -18,6 +18,8 @@ import psutil
 import pytest
 import zmq
 
+from stream_agent.config import load_config
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROMISED = set(
     "seq pts_s captured_ns published_ns valid_until_ns source abstained ranked progress safety current_action "  # noqa: SIM905
@@ -187,6 +189,38 @@ def test_a_black_passage_is_no_ground_for_a_plan(start: Callable[..., Running], 
     dark = [plan for plan in run.plans() if plan["pts_s"] > 28]
     assert dark and all(plan["abstained"] and plan["abstain_reason"] == "gate: black" for plan in dark)
     assert all(plan["ranked"] == [] for plan in dark)
+
+
+def test_another_hosts_frames_are_planned_from_over_an_encrypted_socket(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    """The grabber of a remote source is started by hand; the agent once took its frames for the drawn scene's."""
+    agent = [sys.executable, str(REPOSITORY / "run_agent.py")]
+    subprocess.run([*agent, "keys", "--out", str(tmp_path / "keys")], check=True, stdout=subprocess.DEVNULL)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    run = start(f"transport.connect={address}", f"transport.keys={tmp_path}/keys/agent", "transport.stall_s=0.5")
+    run.health(lambda message: "nothing yet from" in message["parts"]["source"])
+    grabber = subprocess.Popen([*agent, "grab", f"transport.bind={address}", f"transport.keys={tmp_path}/keys", *SMALL])
+    try:
+        run.plan()
+        run.health(lambda message: message["parts"]["source"] == "ok")
+        grabber.kill()
+        run.health(lambda message: "no frame for" in message["parts"]["source"])
+        run.plan(lambda plan: plan["abstained"])
+    finally:
+        grabber.kill()
+        grabber.wait()
+    run.interrupt()
+    assert balanced(run.report())
+
+
+def test_a_remote_source_is_recognised_from_its_pixels() -> None:
+    """Its own `source.uri` is not what an agent watches then; the drawn scene's labels were taken for the truth."""
+    remote = load_config(None, ["transport.connect=tcp://127.0.0.1:5570"])
+    assert remote.watched == "tcp://127.0.0.1:5570"
+    assert load_config(None, []).watched == "synthetic:"
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import zmq
 
+from stream_agent.errors import UNDECODABLE
 from stream_agent.messages import Abort, FromWorker, PlanFailure, PlanRequest
 from stream_agent.planner.worker import WorkerJob
 
@@ -64,7 +65,7 @@ class WorkerLink:
                 message = self._answers.recv(zmq.NOBLOCK)
                 try:
                     yield _decoder.decode(message)
-                except msgspec.DecodeError as error:
+                except UNDECODABLE as error:
                     yield PlanFailure(0, f"sent bytes that are no answer: {error}")
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import zmq
 
 from stream_agent.child import ChildSide
 from stream_agent.config import PlannerConfig
-from stream_agent.errors import StreamAgentError
+from stream_agent.errors import UNDECODABLE, StreamAgentError
 from stream_agent.messages import Abort, FromWorker, PlanFailure, PlanRequest, ToWorker
 from stream_agent.planner.scripted import ScriptedPlanner
 
@@ -71,7 +71,7 @@ class Inbox:
                     continue
                 try:
                     message = _decoder.decode(self._socket.recv())
-                except msgspec.DecodeError as error:
+                except UNDECODABLE as error:
                     self._child.notice(f"planner worker: a message that is no request was ignored ({error})")
                     continue
                 if isinstance(message, Abort):

@@ -5,6 +5,8 @@ No plan leaves here past its `valid_until_ns`, and none stays up past it: an abs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from stream_agent.messages import Plan
@@ -61,14 +63,14 @@ class Display:
             self._jsonl.write(plan)
         self.shown = plan
 
-    def expire(self, reason: str, *, now_ns: int) -> None:
+    def expire(self, reason: Callable[[], str], *, now_ns: int) -> None:
         """Take down a plan whose time is over; without this the last one would stand for ever when frames stop coming."""
         shown = self.shown
         if shown is None or now_ns <= shown.valid_until_ns:
             return
         if not shown.abstained:
             self._telemetry.count("plans_expired")
-        self.show(abstention(shown, reason), {}, now_ns=now_ns)
+        self.show(abstention(shown, reason()), {}, now_ns=now_ns)
 
     def sample_age(self, now_ns: int) -> None:
         """Record how old the frame behind the plan on display is now (age of information)."""

@@ -91,6 +91,9 @@ class FrameReceiver:
             secure_client(self._socket, load_keys(keys))
         self._socket.subscribe(b"")
         self._socket.connect(endpoint)
+        # A header is copied out faster than it is wrapped; a picture is not.
+        self._copy = endpoint.startswith("ipc://")
+        self._timeout_ms = -1
         self._host_id = host_id()
         self._offset = _ClockOffset()
         self._ring: RingReader | None = None
@@ -105,22 +108,23 @@ class FrameReceiver:
         """The newest frame there is, waiting at most `timeout_s` for one; older ones are counted as superseded."""
         newest: FrameHeader | None = None
         payload = memoryview(b"")
-        if self._socket.poll(round(timeout_s * 1000)):
-            while (message := self._receive()) is not None:
-                arrival = self._accept(message)
-                if arrival is not None:
-                    self.drops["superseded"] += newest is not None
-                    newest, payload = arrival
+        message = self._wait(timeout_s)
+        while message is not None:
+            arrival = self._accept(message)
+            if arrival is not None:
+                self.drops["superseded"] += newest is not None
+                newest, payload = arrival
+            message = self._receive()
         return self._frame(newest, payload) if newest is not None else None
 
     def following(self, timeout_s: float) -> Frame | None:
         """The next frame in order, waiting at most `timeout_s`; for lockstep, where the sender waits for credit."""
-        if not self._socket.poll(round(timeout_s * 1000)):
-            return None
-        while (message := self._receive()) is not None:
+        message = self._wait(timeout_s)
+        while message is not None:
             arrival = self._accept(message)
             if arrival is not None:
                 return self._frame(*arrival)
+            message = self._receive()
         return None
 
     @property
@@ -147,13 +151,24 @@ class FrameReceiver:
             self._ring.close()
             self._ring = None
 
-    def _receive(self) -> memoryview | None:
+    def _wait(self, timeout_s: float) -> bytes | memoryview | None:
+        """The next message, waiting for it inside `recv`: a poll before it costs as much again."""
+        timeout_ms = round(timeout_s * 1000)
+        if timeout_ms != self._timeout_ms:
+            self._socket.rcvtimeo = self._timeout_ms = timeout_ms
         try:
-            return memoryview(self._socket.recv(zmq.NOBLOCK, copy=False).buffer)
+            return self._recv()
         except zmq.Again:
             return None
 
-    def _accept(self, message: memoryview) -> tuple[FrameHeader, memoryview] | None:
+    def _receive(self) -> bytes | memoryview | None:
+        """The next message if it is there; asked for first, since an exception per frame would cost more."""
+        return self._recv() if self._socket.get(zmq.EVENTS) & zmq.POLLIN else None
+
+    def _recv(self) -> bytes | memoryview:
+        return self._socket.recv() if self._copy else memoryview(self._socket.recv(copy=False).buffer)
+
+    def _accept(self, message: bytes | memoryview) -> tuple[FrameHeader, memoryview] | None:
         """Book one message; return it if it is a frame."""
         try:
             content = unpack(message)

@@ -47,8 +47,10 @@ class HeaderSender:
 
     def send(self, header: FrameHeader) -> None:
         """Announce a committed frame; never blocks, a full queue drops it and the receiver counts the gap."""
-        with contextlib.suppress(zmq.Again):
+        try:
             self._socket.send(pack_frame(header), zmq.NOBLOCK)
+        except zmq.Again:
+            pass
 
     def end(self, end: StreamEnd) -> None:
         """Announce the end of a session."""

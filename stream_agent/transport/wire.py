@@ -13,7 +13,7 @@ import struct
 
 import msgspec
 
-from stream_agent.errors import WireError
+from stream_agent.errors import UNDECODABLE, WireError
 from stream_agent.messages import SCHEMA_VERSION, FrameHeader
 
 _PRELUDE = struct.Struct("<2sBBH")
@@ -82,7 +82,7 @@ def unpack(message: bytes | memoryview) -> tuple[FrameHeader, memoryview] | Stre
             _require(end.published >= 0, "published", end.published)
             return end
         header = _frame_decoder.decode(view[_PRELUDE.size : header_end])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise WireError(
             f"a frame header does not decode: {error}; the sender is of another release or broken"
         ) from error
