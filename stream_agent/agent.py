@@ -143,7 +143,7 @@ class Agent:
         header = frame.header
         if self._lockstep:
             self._take_answers(header.captured_ns)
-            self._virtual.advance_to(header.captured_ns)
+            self._advance_to(header.captured_ns)
         self._last_header, self._received_ns = header, frame.received_ns
         if header.pts_s + _TICK_SLACK < self._next_tick_pts_s:
             self.telemetry.count("frames_dropped", reason="not_sampled")
@@ -192,11 +192,19 @@ class Agent:
         if self._desk is None:
             return
         for arrived_ns, answer in self._desk.answers(until_ns):
-            self._virtual.advance_to(arrived_ns)
+            self._advance_to(arrived_ns)
             if isinstance(answer, Plan):
                 self._show_choice({})
             else:
                 self._publisher.send(answer, now_ns=self._clock.now_ns())
+
+    def _advance_to(self, now_ns: int) -> None:
+        """Move the virtual clock, stopping at each expiry on the way: a gap in media time outlives a plan, too."""
+        if self._lockstep:
+            while (shown := self._display.shown) is not None and shown.valid_until_ns < now_ns:
+                self._virtual.advance_to(shown.valid_until_ns + 1)
+                self._display.expire(self._why_no_frame, now_ns=self._virtual.now_ns())
+            self._virtual.advance_to(now_ns)
 
     def _show_choice(self, spans_ms: dict[str, float]) -> None:
         """Show what the ladder chooses."""
@@ -317,7 +325,7 @@ class Agent:
         return "ok" if silent_s <= self._config.transport.stall_s else f"no frame for {silent_s:.1f} s"
 
     def _why_no_frame(self) -> str:
-        health = self._source_health()
+        health = "ok" if self._lockstep else self._source_health()  # how children fare is no matter of the virtual clock
         return "no new frame" if health == "ok" else f"source: {health}"
 
     def _source_is_gone(self) -> bool:

@@ -191,6 +191,18 @@ def test_a_black_passage_is_no_ground_for_a_plan(start: Callable[..., Running], 
     assert all(plan["ranked"] == [] for plan in dark)
 
 
+def test_a_gap_in_media_time_takes_the_plan_down_when_it_expires(start: Callable[..., Running], tmp_path: Path) -> None:
+    """In lockstep the clock jumped over the expiry, and a plan of 104 s stood as current."""
+    table = tmp_path / "signals.csv"
+    head = "second,phase,Grasper,Bipolar,Hook,Scissors,Clipper,Irrigator,SpecimenBag\n"
+    table.write_text(head + "".join(f"{second},Preparation,1,0,0,0,0,0,0\n" for second in (0, 1, 9)))
+    run = start(f"source.uri={table}", "source.pace=max")
+    assert run.finish() == 0, run.errors()
+    told = [(plan["pts_s"], plan["published_ns"] / 1e9, plan["abstain_reason"]) for plan in run.plans()]
+    assert [entry[1] for entry in told] == pytest.approx([0, 1, 3, 5, 7, 9])
+    assert [entry[2] for entry in told] == ["", "", "no new frame", "no new frame", "no new frame", ""]
+
+
 def test_another_hosts_frames_are_planned_from_over_an_encrypted_socket(
     start: Callable[..., Running], tmp_path: Path
 ) -> None:
@@ -312,6 +324,21 @@ def test_the_ladder_drops_a_rung_and_says_why(start: Callable[..., Running], beh
     assert balanced(run.report())
     assert run.report()["worker"]["missed"] >= 1
     assert all(plan["published_ns"] <= plan["valid_until_ns"] for plan in run.plans())
+
+
+def test_a_workers_answer_is_taken_down_when_it_expires(start: Callable[..., Running]) -> None:
+    """Its abstention carried the same request id and was taken for the answer on display, which stayed up for ever."""
+    run = start(
+        "planner.kind=scripted", "planner.valid_s=1", "planner.deadline_ms=300", "scheduler.min_interval_s=0.05"
+    )
+    run.plan(lambda plan: plan["source"] == "vlm")
+    grabber = run.child("grabber")
+    grabber.send_signal(signal.SIGSTOP)
+    try:
+        run.plan(lambda plan: plan["abstained"])
+    finally:
+        grabber.send_signal(signal.SIGCONT)
+    run.interrupt()
 
 
 def test_a_worker_that_keeps_dying_is_given_up_and_the_agent_goes_on(start: Callable[..., Running]) -> None:

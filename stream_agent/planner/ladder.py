@@ -54,6 +54,7 @@ def abstention(like: Plan, reason: str) -> Plan:
     """No ranking, for the same frame as `like`, and why."""
     return msgspec.structs.replace(
         like,
+        request_id=0,  # nobody's answer: a display that holds the answer to a request must not take this for it
         source="abstain",
         abstained=True,
         abstain_reason=reason,
