@@ -55,11 +55,12 @@ class ChildSide:
     def __init__(self) -> None:
         _die_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled once, by the parent
+        self.stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         self._out = os.dup(1)
         os.dup2(2, 1)
+        os.write(self._out, b"\n")  # ends what a library may have printed while it was imported
         os.set_blocking(self._out, False)
-        self.stop = threading.Event()
         self.state = "starting"
         self._job, early = _read_job()
         self._credit = threading.Semaphore(early)

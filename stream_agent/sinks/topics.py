@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from stream_agent.errors import UNDECODABLE
 from stream_agent.messages import ClipEvent, Health, Memory, Notice, Plan, PlanUpdate
 from stream_agent.telemetry import Counters
 
@@ -44,6 +45,6 @@ def unpack(data: bytes) -> Message | None:
         return None
     try:
         message: Message = decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
     return message

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +91,14 @@ def test_another_version_is_refused_with_the_remedy() -> None:
 def test_the_end_of_a_session_survives_the_wire() -> None:
     end = StreamEnd("cam", "s", 12, True, "end of the source")
     assert unpack(pack_end(end)) == end
+
+
+def test_a_header_nested_without_end_is_refused() -> None:
+    """It once got past as a RecursionError."""
+    packed = msgspec.msgpack.encode(FrameHeader(stream_id="c", session_id="s", seq=0, pts_s=0, captured_ns=0))
+    assert packed[:2] == b"\xdc\x00", "an array of more than 15 fields"
+    deep = b"\xdc\x00" + bytes([packed[2] + 1]) + packed[3:]
+    body = deep + b"\x91" * 60_000 + b"\xc0"
+    message = b"SA" + bytes([SCHEMA_VERSION, 0]) + len(body).to_bytes(2, "little") + body
+    with pytest.raises(WireError, match="does not decode"):
+        unpack(message)
