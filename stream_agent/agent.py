@@ -105,6 +105,7 @@ class Agent:
         self._next_tick_pts_s = 0.0
         self._last_header: FrameHeader | None = None
         self._received_ns: int | None = None
+        self._session_id = ""
         self._snapshot: Memory | None = None
         self._gate = ""
         self._statistical_plan: Plan | None = None
@@ -158,7 +159,8 @@ class Agent:
             return
         self.telemetry.count("frames_received")
         spans.end("reduce")
-        if header.discontinuity:
+        if self._session_id != header.session_id:  # not `discontinuity`: the one frame that carries it may be passed over
+            self._session_id = header.session_id
             self._perception.reset()
         evidence = self._perception.evidence(header, reduced)
         spans.end("perceive")

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import msgspec
 
 BEAT_S = 0.2
-_GRACE_S = 1.0
+_GRACE_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
 

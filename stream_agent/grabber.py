@@ -211,6 +211,8 @@ class Grabber:
                 opened = True
             try:
                 with closing(source):
+                    if source.live:
+                        self._state("connecting")
                     source.open(self._start_s(source))
                     if not opened:
                         on_open()
@@ -228,8 +230,8 @@ class Grabber:
                 reason = str(error)
             if source.live:
                 wait_s = next(backoff)
-                self._state(f"reconnecting: {reason}")
-                self._notice(f"{reason}; trying again in {wait_s:.2g} s")
+                self._state("reconnecting")
+                self._notice(f"{reason}; opening it again in {wait_s:.2g} s")
                 self._wait(wait_s)
 
     def _start_s(self, source: Source) -> float:
