@@ -97,19 +97,22 @@ def main() -> int:
         requests.connect(job.requests)
         answers.connect(job.answers)
         inbox = Inbox(requests, child)
-        child.ready()
-        while not child.stopped():
-            taken = inbox.take(timeout_s=0.1)
-            if taken is not None:
-                answers.send(_encoder.encode(_answer(planner, *taken)))
-                inbox.done(taken[0].request_id)
-        inbox.close()
-        answers.close(linger=200)
+        try:
+            child.ready()
+            while not child.stopped():
+                taken = inbox.take(timeout_s=0.1)
+                if taken is not None:
+                    answers.send(_encoder.encode(_answer(planner, *taken)))
+                    inbox.done(taken[0].request_id)
+        finally:  # also by a planner's bug: a process that waits for its own sockets would seem well and answer nobody
+            child.stop.set()
+            inbox.close()
+            answers.close(linger=200)
     except StreamAgentError as error:
         child.failed(str(error), error.exit_code)
         return error.exit_code
     finally:
-        context.term()
+        context.destroy(linger=0)
     return 0
 
 
