@@ -114,6 +114,8 @@ class FrameReceiver:
             if arrival is not None:
                 self.drops["superseded"] += newest is not None
                 newest, payload = arrival
+                if self._is_newest(newest):
+                    break
             message = self._receive()
         return self._frame(newest, payload) if newest is not None else None
 
@@ -162,11 +164,19 @@ class FrameReceiver:
             return None
 
     def _receive(self) -> bytes | memoryview | None:
-        """The next message if it is there; asked for first, since an exception per frame would cost more."""
-        return self._recv() if self._socket.get(zmq.EVENTS) & zmq.POLLIN else None
+        """The next message if there is one."""
+        try:
+            return self._recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
 
-    def _recv(self) -> bytes | memoryview:
-        return self._socket.recv() if self._copy else memoryview(self._socket.recv(copy=False).buffer)
+    def _is_newest(self, header: FrameHeader) -> bool:
+        """Whether the ring says that no later frame is to be had, which spares asking the socket in vain."""
+        ring = self._ring
+        return ring is not None and header.ring == ring.locator and ring.is_newest(header)
+
+    def _recv(self, flags: int = 0) -> bytes | memoryview:
+        return self._socket.recv(flags) if self._copy else memoryview(self._socket.recv(flags, copy=False).buffer)
 
     def _accept(self, message: bytes | memoryview) -> tuple[FrameHeader, memoryview] | None:
         """Book one message; return it if it is a frame."""

@@ -150,6 +150,7 @@ class RingReader:
             raise WireError(f"ring {path} claims {self.slots} slots of {self.slot_bytes} bytes, more than it holds")
         self._tickets = _numbers(self._map, self.slots, _TICKETS_OFFSET)
         self._published = _numbers(self._map, 1, _PUBLISHED_OFFSET)
+        self._views: dict[int, Planes] = {}
 
     def planes(self, header: FrameHeader) -> Planes:
         """The frame's planes in place, read-only (3 height / 2, width); `intact` tells whether they still are its own.
@@ -163,8 +164,17 @@ class RingReader:
                 f"frame {header.seq} claims slot {header.slot} and {header.width}x{header.height}, but the ring has {self.slots} "
                 f"slots of {self.slot_bytes} bytes"
             )
-        start = _PAGE + header.slot * self.slot_bytes
-        return np.frombuffer(self._map, np.uint8, size, start).reshape(header.height * 3 // 2, header.width)
+        known = self._views.get(header.slot)
+        if known is None or known.shape != (header.height * 3 // 2, header.width):
+            start = _PAGE + header.slot * self.slot_bytes
+            known = np.frombuffer(self._map, np.uint8, size, start).reshape(header.height * 3 // 2, header.width)
+            self._views[header.slot] = known
+        return known
+
+    def is_newest(self, header: FrameHeader) -> bool:
+        """Whether the writer has committed no frame after this one: the next slot is still marked from its commit."""
+        following = self._tickets[(header.slot + 1) % self.slots]
+        return bool(following == header.ticket + 1)
 
     def intact(self, header: FrameHeader) -> bool:
         """Whether the frame's slot still holds exactly that frame."""
@@ -177,7 +187,7 @@ class RingReader:
     def close(self) -> None:
         """Unmap; planes that are still held keep the memory until they go."""
         if hasattr(self, "_tickets"):
-            del self._tickets, self._published
+            del self._tickets, self._published, self._views
             with contextlib.suppress(BufferError):
                 self._map.close()
 

@@ -129,3 +129,24 @@ def test_a_header_that_does_not_fit_the_ring_is_refused(writer: RingWriter, chan
 def test_a_picture_larger_than_a_slot_is_refused(writer: RingWriter) -> None:
     with pytest.raises(WireError, match="make a new ring"):
         writer.reserve(1920, 1080)
+
+
+def test_only_the_last_committed_frame_is_the_newest(writer: RingWriter) -> None:
+    first = put(writer, 1)
+    with closing(RingReader(writer.locator)) as reader:
+        assert reader.is_newest(first)
+        for value in range(2, 12):  # more than once round the ring
+            last = put(writer, value)
+            assert reader.is_newest(last)
+            assert not reader.is_newest(first)
+            first = last
+        assert not reader.is_newest(header(writer, 99, 12345))
+
+
+def test_a_slot_is_shown_in_the_size_that_its_header_says(writer: RingWriter) -> None:
+    """Views are kept per slot; a smaller picture in the same slot is another view."""
+    with closing(RingReader(writer.locator)) as reader:
+        whole = put(writer, 5)
+        assert reader.planes(whole).shape == (HEIGHT * 3 // 2, WIDTH)
+        assert reader.planes(header(writer, whole.slot, whole.ticket, width=32, height=24)).shape == (36, 32)
+        assert reader.planes(whole).shape == (HEIGHT * 3 // 2, WIDTH)
