@@ -7,10 +7,13 @@ import os
 import threading
 from collections.abc import Sequence
 
+import msgspec
+
 from stream_agent.clock import NS_PER_S
 from stream_agent.config import ScriptedStep
 from stream_agent.errors import BackendError
 from stream_agent.messages import RANKED, ChainStep, Plan, PlanRequest, RankedAction
+from stream_agent.planner.protocol import unanswered
 
 _PROBABILITIES = (0.5, 0.3, 0.2)
 
@@ -50,27 +53,14 @@ class ScriptedPlanner:
         return self._answer(request, ranked)
 
     def _answer(self, request: PlanRequest, ranked: Sequence[str]) -> Plan:
-        memory = request.memory
-        near = memory.near
-        if near is None:
+        if request.memory.near is None:
             raise BackendError("the request has no near frame")
-        return Plan(
-            stream_id=memory.stream_id,
-            session_id=memory.session_id,
-            case_id=memory.case_id,
-            request_id=request.request_id,
-            seq=near.seq,
-            pts_s=near.pts_s,
-            captured_ns=near.captured_ns,
-            valid_until_ns=near.captured_ns + self._valid_ns,
-            source="vlm",
-            planner=self.name,
-            current_action=memory.current,
-            current_confidence=memory.current_confidence,
+        return msgspec.structs.replace(
+            unanswered(request, source="vlm", planner=self.name, valid_ns=self._valid_ns),
             ranked=tuple(
                 RankedAction(action, probability, "canned answer of the scripted planner")
                 for action, probability in zip(ranked, _PROBABILITIES, strict=False)
             ),
-            progress=f"{len(memory.clips)} actions are done.",
+            progress=f"{len(request.memory.clips)} actions are done.",
             chain=tuple(ChainStep(action, _PROBABILITIES[0], 0.0) for action in ranked[:1]),
         )

@@ -13,10 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from stream_agent.clock import NS_PER_S
 from stream_agent.config import PlannerConfig
 from stream_agent.messages import RANKED, ChainStep, Hashes, Memory, Plan, PlanRequest, RankedAction
+from stream_agent.planner.ladder import abstention
 from stream_agent.planner.ngram import START
+from stream_agent.planner.protocol import unanswered
 from stream_agent.procedure import ProcedurePack
 from stream_agent.rules import CaseFacts
 
@@ -57,51 +61,20 @@ class StatisticalPlanner:
     def plan(self, request: PlanRequest) -> Plan:
         """Three ranked next actions; an abstention before the first frame. Whatever the memory holds, it never fails."""
         memory = request.memory
-        near = memory.near
-        if near is None:
-            return self._abstention(request)
+        asked = unanswered(request, source="statistical", planner=self.name, valid_ns=self._valid_ns)
+        if memory.near is None:
+            return abstention(msgspec.structs.replace(asked, hashes=self._hashes), "no frame has arrived yet")
         facts = self._pack.facts(memory)
         outlook = self._outlook(self._model.context(memory.labels, complete=not memory.folded), request.horizon)
         onset_s, interval_s = self._onset(facts)
-        return Plan(
-            stream_id=memory.stream_id,
-            session_id=memory.session_id,
-            case_id=memory.case_id,
-            request_id=request.request_id,
-            seq=near.seq,
-            pts_s=near.pts_s,
-            captured_ns=near.captured_ns,
-            valid_until_ns=near.captured_ns + self._valid_ns,
-            source="statistical",
-            planner=self.name,
-            current_action=memory.current,
-            current_confidence=memory.current_confidence,
+        return msgspec.structs.replace(
+            asked,
             ranked=outlook.ranked,
             progress=self._progress(facts),
             safety=self._safety(memory, facts, outlook.ranked),
             expected_onset_s=onset_s,
             expected_onset_interval_s=interval_s,
             chain=() if onset_s is None else self._chain(outlook, onset_s),
-            hashes=self._hashes,
-        )
-
-    def _abstention(self, request: PlanRequest) -> Plan:
-        memory = request.memory
-        return Plan(
-            stream_id=memory.stream_id,
-            session_id=memory.session_id,
-            case_id=memory.case_id,
-            request_id=request.request_id,
-            seq=0,
-            pts_s=memory.now_pts_s,
-            captured_ns=0,
-            valid_until_ns=0,
-            source="abstain",
-            planner=self.name,
-            abstained=True,
-            abstain_reason="no frame has arrived yet",
-            current_action=memory.current,
-            current_confidence=memory.current_confidence,
             hashes=self._hashes,
         )
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from stream_agent.evaluation.dataset import INSTRUMENTS as INSTRUMENTS
+from stream_agent.evaluation.dataset import TEST_VIDEOS as TEST_NAMES
+
 ACTIONS: Final = ("Dissection", "Vessel Clipping", "Tissue Retraction", "Coagulation", "Aspiration")
-INSTRUMENTS: Final = ("Grasper", "Bipolar", "Hook", "Scissors", "Clipper", "Irrigator", "SpecimenBag")
-TEST_VIDEOS: Final = frozenset((6, 8, 10, 12, 14, 29, 32, 42, 50, 51, 73, 74, 78, 80, 111))
-"""CholecT50's Rendezvous test split: never fitted, calibrated or tuned on."""
+TEST_VIDEOS: Final = frozenset(int(name.removeprefix("VID")) for name in TEST_NAMES)
+"""CholecT50's Rendezvous test split by number: never fitted, calibrated or tuned on."""
 
 _PRECURSOR: Final = {
     "dissect": "Dissection",
@@ -28,7 +30,7 @@ _PRECURSOR: Final = {
     "irrigate": "Aspiration",
     "pack": "",
 }
-_T50_INSTRUMENTS: Final = ("Grasper", "Bipolar", "Hook", "Scissors", "Clipper", "Irrigator")
+_T50_INSTRUMENTS: Final = INSTRUMENTS[:6]
 
 
 @dataclass(frozen=True, slots=True)
