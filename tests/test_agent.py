@@ -408,6 +408,35 @@ def test_random_bytes_on_every_socket_never_stop_a_process(start: Callable[..., 
     assert balanced(run.report())
 
 
+def test_the_grabber_waits_for_nobody(start: Callable[..., Running]) -> None:
+    """The agent is stopped for two of four seconds; the source's clock goes on, and what was missed is counted."""
+    run = start("source.synthetic_duration_s=4")
+    run.plan()
+    begun_s = time.monotonic()
+    run.process.send_signal(signal.SIGSTOP)
+    grabber = run.child("grabber")
+    spent_s = sum(grabber.cpu_times()[:2])
+    until(lambda: time.monotonic() - begun_s > 2.0, what="two seconds")  # the stimulus itself, not a wait for a result
+    assert sum(grabber.cpu_times()[:2]) > spent_s, "it went on publishing"
+    run.process.send_signal(signal.SIGCONT)
+    assert run.finish(10) == 0
+    assert time.monotonic() - begun_s < 5.5
+    report = run.report()
+    assert report["frames"]["published"] == 120
+    assert balanced(report)
+    missed = report["frames"]["dropped"]
+    assert missed.get("superseded", 0) + missed.get("overwritten", 0) + missed.get("lost", 0) >= 40
+
+
+def test_nothing_leaves_the_host_that_no_configuration_line_names(start: Callable[..., Running]) -> None:
+    run = start("planner.kind=scripted")
+    run.plan(lambda plan: plan["source"] == "vlm")
+    agent = psutil.Process(run.process.pid)
+    for process in (agent, *agent.children(recursive=True)):
+        assert process.net_connections(kind="inet") == []
+    run.interrupt()
+
+
 def test_two_agents_at_once_do_not_disturb_each_other(start: Callable[..., Running]) -> None:
     runs = [start(), start()]
     for run in runs:
