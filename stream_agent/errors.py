@@ -36,13 +36,15 @@ class SourceError(StreamAgentError):
 
     Attributes:
         retryable: Whether trying again later may help (a camera unplugged), or not (no such file).
+        at_end: Whether the source is sound and only ends before the time that was asked for.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False, at_end: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.at_end = at_end
 
 
 class WireError(StreamAgentError):

@@ -184,6 +184,7 @@ class Grabber:
         self._state = state
         self._host_id = host_id()
         self._sessions = itertools.count()
+        self._published = 0
         self._lockstep = is_lockstep(self._source_config)
         self._last_pts_s = job.resume_pts_s
         self._last_s = time.monotonic()
@@ -199,6 +200,7 @@ class Grabber:
         opened = False
         backoff = _backoff_s(config)
         while not self._stopped():
+            published = self._published
             source = open_source(
                 config,
                 instruments=self._job.instruments,
@@ -218,17 +220,19 @@ class Grabber:
                         on_open()
                         opened = True
                     self._state("ok")
-                    published = self._publish_session(source)
-                    if published:
-                        backoff = _backoff_s(config)
-                if not source.live and not config.loop:
+                    self._publish_session(source)
+                if not source.live and not (config.loop and self._published > published):
                     return
                 reason = "the stream ended"
             except SourceError as error:
+                if error.at_end and self._job.resume_pts_s is not None:
+                    return  # the grabber before this one had come to the end
                 if not (source.live and error.retryable):
                     raise
                 reason = str(error)
             if source.live:
+                if self._published > published:
+                    backoff = _backoff_s(config)
                 wait_s = next(backoff)
                 self._state("reconnecting")
                 self._notice(f"{reason}; opening it again in {wait_s:.2g} s")
@@ -239,8 +243,7 @@ class Grabber:
             return self._source_config.start_s
         return self._job.resume_pts_s
 
-    def _publish_session(self, source: Source) -> int:
-        """Publish one session; how many frames."""
+    def _publish_session(self, source: Source) -> None:
         ordinal = next(self._sessions)
         session_id = self._session_id(ordinal)
         discontinuity = ordinal > 0 or self._job.resume_pts_s is not None
@@ -267,15 +270,15 @@ class Grabber:
                 )
                 self._outlet.publish(header)
                 seq += 1
+                self._published += 1
                 self._last_pts_s, self._last_s = pts_s, time.monotonic()
-            final = not source.live and not self._source_config.loop
+            final = not source.live and not (self._source_config.loop and seq)
         except SourceError as error:
             reason = str(error)
             raise
         finally:
             final = final or self._stopped()
             self._outlet.end(StreamEnd(self._source_config.stream_id, session_id, seq, final, reason))
-        return seq
 
     def _due(self, source: Source, offset_s: float) -> Iterator[tuple[Picture, float, int]]:
         """Decode each picture into its place, wait until it is due, and yield its media time and capture time."""
@@ -312,7 +315,7 @@ class Grabber:
             return 0.0
         if source.live:
             return self._last_pts_s + (time.monotonic() - self._last_s)
-        return self._last_pts_s + 1.0 / max(self._source_config.fps, 1.0)
+        return self._last_pts_s + 1.0 / max(self._source_config.fps, 1.0) - self._source_config.start_s
 
     def _session_id(self, ordinal: int) -> str:
         """Random in real time; in lockstep the same on every run."""

@@ -63,7 +63,8 @@ class FrameFolderSource:
         if not self._files:
             raise SourceError(
                 f"{self._folder} has no picture at or after source.start_s={start_s:g}; its last is at {timed[-1][0]:g} s, "
-                "lower source.start_s"
+                "lower source.start_s",
+                at_end=True,
             )
 
     def pictures(self) -> Iterator[Picture]:

@@ -350,7 +350,8 @@ class LibavSource:
         if self._decoded:
             return SourceError(
                 f"{self._name} has no picture at or after source.start_s={self._start_s:g}; its last is at {last_s:.2f} s, "
-                "lower source.start_s"
+                "lower source.start_s",
+                at_end=True,
             )
         return SourceError(f"{self._name} gave not a single picture: its video data is damaged; copy it again")
 

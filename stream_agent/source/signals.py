@@ -47,7 +47,8 @@ class SignalsSource:
         if not self._rows:
             raise SourceError(
                 f"{self._path} has no row at or after source.start_s={start_s:g}; its last is at {rows[-1][0]:g} s, "
-                "lower source.start_s"
+                "lower source.start_s",
+                at_end=True,
             )
 
     def pictures(self) -> Iterator[Picture]:

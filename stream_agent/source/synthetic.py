@@ -74,7 +74,8 @@ class SyntheticSource:
         """
         if start_s >= self._duration_s:
             raise SourceError(
-                f"source.start_s={start_s:g} is beyond the end of the synthetic procedure at {self._duration_s:g} s; lower it"
+                f"source.start_s={start_s:g} is beyond the end of the synthetic procedure at {self._duration_s:g} s; lower it",
+                at_end=True,
             )
         config = self._config
         self._start_s = start_s
