@@ -178,6 +178,7 @@ def test_a_crash_is_seen_and_the_next_life_has_sockets_of_its_own(hire: Hire) ->
 def test_a_planner_that_hangs_leaves_the_heartbeat_alive_and_can_be_killed(hire: Hire) -> None:
     desk = hire('[{"behaviour": "hang"}]')
     desk.link.submit(request(1))
+    assert list(desk.link.collect(0.3)) == [], "it hangs"
     desk.link.abort(1)
     assert list(desk.link.collect(0.3)) == [], "deaf to the abort"
     desk.worker.poll()
@@ -228,7 +229,7 @@ def test_random_bytes_on_the_request_socket_are_ignored(hire: Hire) -> None:
     for blob in noise():
         socket.send(blob)
         desk.worker.poll()
-    desk.link.submit(request(1))
+    desk.until(lambda: desk.link.submit(request(1)))  # once there is room in the queue again
     assert isinstance(desk.next_answer(), Plan)
     desk.until(lambda: desk.worker.notices)
     assert all("no request was ignored" in notice for notice in desk.worker.notices)
@@ -251,7 +252,7 @@ def test_random_bytes_for_the_agent_are_failures_of_whatever_is_running(hire: Hi
                 assert answer.request_id == 0
                 assert "no answer" in answer.reason
                 got += 1
-    desk.link.submit(request(1))
+    assert desk.link.submit(request(1))
     assert isinstance(desk.next_answer(), Plan)
 
 
