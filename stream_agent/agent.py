@@ -159,7 +159,8 @@ class Agent:
             return
         self.telemetry.count("frames_received")
         spans.end("reduce")
-        if self._session_id != header.session_id:  # not `discontinuity`: the one frame that carries it may be passed over
+        # The session, not `discontinuity`: the one frame that carries the flag may be passed over.
+        if self._session_id != header.session_id:
             self._session_id = header.session_id
             self._perception.reset()
         evidence = self._perception.evidence(header, reduced)
@@ -327,7 +328,8 @@ class Agent:
         return "ok" if silent_s <= self._config.transport.stall_s else f"no frame for {silent_s:.1f} s"
 
     def _why_no_frame(self) -> str:
-        health = "ok" if self._lockstep else self._source_health()  # how children fare is no matter of the virtual clock
+        # How children fare is no matter of the virtual clock.
+        health = "ok" if self._lockstep else self._source_health()
         return "no new frame" if health == "ok" else f"source: {health}"
 
     def _source_is_gone(self) -> bool:
