@@ -77,6 +77,7 @@ def all_checks(config: AgentConfig) -> Iterator[Check]:
         check_limits,
         check_disk,
         check_pack_and_recogniser,
+        check_srt,
         check_source,
         check_keys,
         check_gpu,
@@ -152,12 +153,14 @@ def check_libav(_config: AgentConfig) -> Sequence[Check]:
     """What the installed PyAV can decode and open."""
     import av
 
+    from stream_agent.source.srt import libav_opens_srt
+
     missing = [codec for codec in ("h264", "hevc", "mjpeg") if codec not in av.codecs_available]
     devices = [
         name.partition(",")[0] for name in sorted(av.formats_available) if name.startswith(("video4linux2", "x11"))
     ]
     version = ".".join(map(str, av.library_versions["libavformat"]))
-    detail = f"libavformat {version}; RTSP {_yes('rtsp' in av.formats_available)}, SRT {_yes(_opens_srt())}, "
+    detail = f"libavformat {version}; RTSP {_yes('rtsp' in av.formats_available)}, SRT {_yes(libav_opens_srt())}, "
     detail += f"devices: {', '.join(devices) or 'none'}"
     if missing:
         return [
@@ -254,6 +257,20 @@ def check_pack_and_recogniser(config: AgentConfig) -> Sequence[Check]:
     return [*checks, Check("recogniser", "ok", f"{recogniser.name} loads")]
 
 
+def check_srt(config: AgentConfig) -> Sequence[Check]:
+    """What reads the configured srt:// address; nothing for another source."""
+    from stream_agent.source.address import scheme_of
+    from stream_agent.source.srt import ffmpeg_with_srt, libav_opens_srt
+
+    if scheme_of(config.source.uri) != "srt" or config.transport.connect is not None:
+        return []
+    try:
+        reader = "libav" if libav_opens_srt() else f"{ffmpeg_with_srt()}, a program of its own"
+    except StreamAgentError as error:
+        return [_failed("SRT", error)]
+    return [Check("SRT", "ok", f"srt:// is read by {reader}")]
+
+
 def check_source(config: AgentConfig) -> Sequence[Check]:
     """Whether the configured source opens and gives a picture."""
     from stream_agent.source import open_source, redacted
@@ -343,19 +360,6 @@ def _failed(name: str, error: StreamAgentError) -> Check:
     """Our messages end with the remedy after the last semicolon."""
     detail, _, remedy = str(error).rpartition("; ")
     return Check(name, "fail", detail, remedy) if detail else Check(name, "fail", remedy)
-
-
-def _opens_srt() -> bool:
-    """Whether libav was built with SRT: without it the protocol is unknown before anything is contacted."""
-    import av
-
-    try:
-        av.open("srt://127.0.0.1:1?mode=caller", timeout=0.2).close()
-    except av.error.ProtocolNotFoundError:
-        return False
-    except (OSError, av.FFmpegError):
-        return True
-    return True
 
 
 def _yes(truth: bool) -> str:

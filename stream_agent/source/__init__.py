@@ -62,6 +62,11 @@ def open_source(
         # lavfi draws as fast as it is asked to: it has no clock of its own, so the grabber paces it like a file.
         return LibavSource(device, config=config, notice=notice, live=name != "lavfi", demuxer=name)
     scheme = scheme_of(uri)
+    if scheme == "srt":
+        from stream_agent.source.srt import SrtSource, libav_opens_srt
+
+        if not libav_opens_srt():
+            return SrtSource(uri, config=config, notice=notice)
     if scheme in NETWORK_SCHEMES:
         return LibavSource(uri, config=config, notice=notice, live=True)
     if scheme not in ("", "file"):

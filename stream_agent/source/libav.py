@@ -27,7 +27,7 @@ from stream_agent.source.media_time import MediaTime
 from stream_agent.source.planes import PlaneWriter, colour_of
 from stream_agent.source.protocol import Notice, Picture
 
-_LIVE_OPTIONS = {"analyzeduration": "1000000"}
+LIVE_OPTIONS = {"analyzeduration": "1000000"}
 """Defaults for low latency; by itself libav looks at up to 5 s of a stream before it hands out the first packet.
 
 `fflags=nobuffer` is not among them: it throws away what was looked at, and with it the first key picture. Measured with
@@ -67,12 +67,19 @@ class LibavSource:
     """
 
     def __init__(
-        self, address: str, *, config: SourceConfig, notice: Notice, live: bool, demuxer: str | None = None
+        self,
+        address: str,
+        *,
+        config: SourceConfig,
+        notice: Notice,
+        live: bool,
+        demuxer: str | None = None,
+        name: str | None = None,
     ) -> None:
-        """Read `address`, a path, URL or device name; `demuxer` names libav's input format for devices."""
+        """Read `address`, a path, URL, device or pipe:FD; `demuxer` names libav's input format, `name` what to call it."""
         self.live = live
         self._address = address
-        self._name = redacted(address)
+        self._name = name or redacted(address)
         self._config = config
         self._notice = notice
         self._demuxer = demuxer
@@ -178,7 +185,7 @@ class LibavSource:
             raise self._unopened(error, after_s=time.monotonic() - began_s) from None
 
     def _defaults(self) -> dict[str, str]:
-        options = {**(_LIVE_OPTIONS if self.live else {}), **_SCHEME_OPTIONS.get(scheme_of(self._address), {})}
+        options = {**(LIVE_OPTIONS if self.live else {}), **_SCHEME_OPTIONS.get(scheme_of(self._address), {})}
         if self._config.options.get("rtsp_flags") == "listen":
             # Left alone, libav 62 turns its "no limit" of -1 s into a value that it then refuses.
             options["listen_timeout"] = str(math.ceil(self._config.open_timeout_s))
@@ -201,11 +208,7 @@ class LibavSource:
             )
         # An interrupted RTSP handshake is reported as invalid data, hence the look at the clock.
         if isinstance(error, av.error.ExitError) or (remote and after_s >= self._config.open_timeout_s):
-            return SourceError(
-                f"{self._name} did not open within source.open_timeout_s={self._config.open_timeout_s:g}; check that the "
-                "sender runs and can be reached, or raise the timeout",
-                retryable=True,
-            )
+            return not_opened_in_time(self._name, self._config.open_timeout_s)
         if remote:
             return SourceError(
                 f"{self._name} cannot be opened: {reason}; check the address, that the sender runs, and access rights",
@@ -354,6 +357,15 @@ class LibavSource:
                 at_end=True,
             )
         return SourceError(f"{self._name} gave not a single picture: its video data is damaged; copy it again")
+
+
+def not_opened_in_time(name: str, open_timeout_s: float) -> SourceError:
+    """The error of a live source that gave nothing."""
+    return SourceError(
+        f"{name} did not open within source.open_timeout_s={open_timeout_s:g}; check that the sender runs and can be "
+        "reached, or raise the timeout",
+        retryable=True,
+    )
 
 
 def _stamp_s(frame: VideoFrame, stream: VideoStream) -> float | None:

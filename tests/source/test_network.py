@@ -15,55 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 import pytest
+from live_sources import check_then_lose, free_port, live_source
 from made_videos import grey_level, write_video
-from network_sender import PERIOD_MS, Sender
+from network_sender import Sender
 
 from stream_agent.config import SourceConfig
 from stream_agent.errors import SourceError
-from stream_agent.source import Source, open_source
-
-READ_TIMEOUT_S = 0.6
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def live_source(uri: str, **section: Any) -> Source:
-    config = SourceConfig(uri=uri, open_timeout_s=5, read_timeout_s=READ_TIMEOUT_S, **section)
-    return open_source(config, instruments=(), notice=print)
-
-
-def check_then_lose(source: Source, lose: Callable[[], None], reason: str) -> None:
-    """Receive ten pictures, lose the sender, and see it reported in time."""
-    try:
-        source.open(0)
-        assert source.live
-        pictures = source.pictures()
-        times_s = []
-        for _ in range(10):
-            one = next(pictures)
-            assert (one.width, one.height) == (160, 128)
-            times_s.append(one.pts_s)
-        assert times_s[0] == 0
-        assert times_s == sorted(times_s)
-        assert times_s[-1] == pytest.approx(9 * PERIOD_MS / 1000, abs=0.05)
-        lose()
-        lost_at_s = time.monotonic()
-        with pytest.raises(SourceError, match=reason) as caught:
-            for _ in pictures:
-                pass
-        assert caught.value.retryable
-        assert time.monotonic() - lost_at_s < READ_TIMEOUT_S + 1
-    finally:
-        source.close()
+from stream_agent.source import open_source
 
 
 def test_mpeg_ts_over_udp() -> None:
@@ -99,25 +59,6 @@ def test_rtsp_with_the_default_transport() -> None:
         check_then_lose(source, go_silent, r"rtsp://\*\*\*@127.0.0.1:\d+/theatre was lost: silent")
         process.stdin.close()
         assert process.wait(timeout=5) == 0
-
-
-def test_srt_or_a_clear_word_that_it_is_not_built_in() -> None:
-    port = free_port(socket.SOCK_DGRAM)
-    source = live_source(f"srt://127.0.0.1:{port}?mode=listener&passphrase=0123456789ab")
-    try:
-        av.open("srt://127.0.0.1:1", timeout=(0.1, 0.1)).close()
-    except av.error.ProtocolNotFoundError:
-        with pytest.raises(
-            SourceError, match=r"passphrase=\*\*\*: the installed libav has no srt:// support; install"
-        ) as caught:
-            source.open(0)
-        assert not caught.value.retryable
-        return
-    except av.error.FFmpegError:
-        pass
-    sender = Sender(f"srt://127.0.0.1:{port}?passphrase=0123456789ab", "mpegts")
-    check_then_lose(source, sender.go_silent, "was lost")
-    sender.leave()
 
 
 class _Pipe(io.RawIOBase):

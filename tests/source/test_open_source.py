@@ -27,7 +27,7 @@ from stream_agent.source import open_source
         ("device:lavfi:testsrc", "LibavSource", False),
         *(
             (f"{scheme}://host/x", "LibavSource", True)
-            for scheme in ("rtsp", "rtsps", "srt", "http", "https", "udp", "tcp", "RTSP")
+            for scheme in ("rtsp", "rtsps", "http", "https", "udp", "tcp", "RTSP")
         ),
     ],
 )
