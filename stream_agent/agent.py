@@ -72,7 +72,9 @@ class Agent:
         self._clock: Clock = self._virtual if self._lockstep else MonotonicClock()
         self.telemetry = Telemetry()
         if config.telemetry.prometheus is not None:
-            resources.callback(self.telemetry.serve(config.telemetry.prometheus))
+            from stream_agent.prometheus import PrometheusEndpoint
+
+            resources.callback(PrometheusEndpoint(self.telemetry, config.telemetry.prometheus).close)
 
         self.pack: ProcedurePack = load_pack(config.procedure.pack)
         self._goal = config.procedure.goal or self.pack.goal

@@ -13,11 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stream_agent.errors import ConfigError
+from stream_agent.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
-
-    from stream_agent.telemetry import Telemetry
 
 _ADDRESS = re.compile(r"(?:(?P<host>\[[^\]]+\]|[^:\[\]]*):)?(?P<port>\d{1,5})")
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")

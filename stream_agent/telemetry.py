@@ -15,7 +15,7 @@ whole microseconds, so that a 10 h run costs what its first minute did. Recordin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -148,16 +148,6 @@ class Telemetry:
         """Every counter: (name, reason) → value."""
         with self._lock:
             return dict(self._counts)
-
-    def serve(self, address: str) -> Callable[[], None]:
-        """Serve Prometheus on HOST:PORT (loopback when HOST is left out); call what is returned to stop.
-
-        Raises:
-            ConfigError: The address is malformed, in use or not of this host.
-        """
-        from stream_agent.prometheus import PrometheusEndpoint
-
-        return PrometheusEndpoint(self, address).close
 
 
 def _histogram() -> HdrHistogram:

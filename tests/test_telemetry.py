@@ -132,7 +132,7 @@ def test_a_prometheus_port_in_use_names_the_remedy() -> None:
     first = PrometheusEndpoint(Telemetry(), "127.0.0.1:0")
     try:
         with pytest.raises(ConfigError, match="another program uses that port; choose another"):
-            Telemetry().serve(f"127.0.0.1:{first.port}")
+            PrometheusEndpoint(Telemetry(), f"127.0.0.1:{first.port}")
     finally:
         first.close()
 
@@ -140,4 +140,4 @@ def test_a_prometheus_port_in_use_names_the_remedy() -> None:
 @pytest.mark.parametrize("address", ["", "localhost", "host:", "host:99999", "http://host:1"])
 def test_a_malformed_prometheus_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="is not HOST:PORT"):
-        Telemetry().serve(address)
+        PrometheusEndpoint(Telemetry(), address)
