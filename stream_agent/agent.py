@@ -22,7 +22,7 @@ import zmq
 
 from stream_agent.clock import NS_PER_S, Clock, ManualClock, MonotonicClock
 from stream_agent.config import AgentConfig, is_lockstep
-from stream_agent.errors import StreamAgentError, WireError, WorkerError
+from stream_agent.errors import ConfigError, StreamAgentError, WireError, WorkerError
 from stream_agent.grabber import grab_job, scene_timeline
 from stream_agent.journal import Journal
 from stream_agent.memory import NearHistoryMemory
@@ -353,6 +353,12 @@ class Agent:
             return None
         journal = Journal(config.journal, case_id=config.case_id, pack=self.pack.name)
         resources.callback(journal.close)
+        foreign = {clip.action for clip in journal.restored} - set(self.pack.action_names)
+        if foreign:
+            raise ConfigError(
+                f"memory.journal={config.journal} holds {', '.join(sorted(foreign))[:80]}, no action of {self.pack.name}; name "
+                "another file"
+            )
         self._memory.restore(journal.restored)
         return journal
 

@@ -8,6 +8,7 @@ that is no journal is never touched.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from collections import deque
@@ -53,8 +54,13 @@ class Journal:
             self.restored, keep = _read(path, data, case)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if path.is_file():
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before a byte changes; dies with the process
                 os.ftruncate(self._file, keep)
                 os.lseek(self._file, 0, os.SEEK_END)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"memory.journal={path} is in use by another agent; give each case its own file"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"memory.journal={path} cannot be opened: {error.strerror}; name a writable file"

@@ -83,7 +83,7 @@ class Scheduler:
                 return ()
             expired = Abort(self._running.captured_ns)
             self._running = None
-            return (expired, *self._start_pending(now_ns, ready))
+            return (expired,)  # the pending frame waits for the next look: the worker has not let go yet
         return self._start_pending(now_ns, ready)
 
     def finished(self) -> None:

@@ -100,7 +100,12 @@ class Worker:
         self._start_again_s = None
         self._state, self._child_state, self._buffer = "starting", "ok", b""
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=child_environment()
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=child_environment(),
+            process_group=0,  # Ctrl-C reaches the parent alone, even while the child still imports
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)

@@ -258,6 +258,17 @@ def test_a_mistake_is_one_message_and_no_trace(start: Callable[..., Running], se
     assert "error: " in run.errors()
 
 
+def test_a_journal_cannot_bring_in_an_action_that_the_pack_does_not_know(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    clip = {"action": "Reboot The Robot", "start_pts_s": 0.0, "end_pts_s": 9.0, "confidence": 1.0}
+    journal.write_text(f'{{"case_id":"case","pack":"cholecystectomy"}}\n{json.dumps(clip)}\n')
+    run = start(f"memory.journal={journal}")
+    assert run.finish(20) == 2
+    assert "Reboot The Robot" in run.errors() and "Traceback" not in run.errors()
+
+
 # ---------------------------------------------------------------------------------------------------- faults
 
 

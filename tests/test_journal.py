@@ -48,6 +48,11 @@ def test_closed_clips_are_restored_and_further_ones_follow(tmp_path: Path) -> No
     assert restored(path) == (*CLIPS, Clip("d", 11.0, 12.0, 0.5))
 
 
+def test_two_agents_cannot_share_a_journal(tmp_path: Path) -> None:
+    with closing(journal(tmp_path / "j")), pytest.raises(ConfigError, match="in use by another agent; give each case"):
+        journal(tmp_path / "j")
+
+
 def test_a_new_journal_is_for_its_owner_alone(tmp_path: Path) -> None:
     write(tmp_path / "j")
     assert (tmp_path / "j").stat().st_mode & 0o777 == 0o600
