@@ -10,6 +10,7 @@ on media time.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import signal
@@ -343,6 +344,7 @@ def main() -> int:
         sender = HeaderSender(context, job.endpoint)
 
         def on_open() -> None:
+            gc.freeze()  # no full collection of what start-up made while frames are due
             child.ready()
             sender.wait_for_subscriber(_SUBSCRIBER_WAIT_S, child.stopped)
 
