@@ -8,12 +8,14 @@ target while its `Next Action` is the one after that. Frame ids are seconds at 1
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from stream_agent.errors import ConfigError
 
@@ -32,7 +34,11 @@ TRAIN_VIDEOS = frozenset(
 INSTRUMENTS = ("Grasper", "Bipolar", "Hook", "Scissors", "Clipper", "Irrigator", "SpecimenBag")
 """Columns of a signals file, in order."""
 
+ACTIONS = ("Dissection", "Vessel Clipping", "Tissue Retraction", "Coagulation", "Aspiration")
+"""The closed set of the annotation, in the order of the cholecystectomy pack."""
+
 _MAX_BYTES = 50_000_000
+_FRAME_NAME = r"^\w+/\d{6}\.png$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class SapClip:
         history: A sample's label history as published, oldest first: recognised labels, then the annotated nearest one.
         next_action: A sample's action after `action`; empty for the last clip of a video.
         is_sample: Whether `action` is a target of the protocol, to be foreseen from `history`.
+        near_frames_s: Seconds of a sample's near frames as published; the last is the target's own first frame.
     """
 
     video: str
@@ -58,6 +65,7 @@ class SapClip:
     history: tuple[str, ...] = ()
     next_action: str = ""
     is_sample: bool = False
+    near_frames_s: tuple[int, ...] = ()
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -68,6 +76,9 @@ class _Entry(msgspec.Struct, frozen=True):
     distant: tuple[str, ...] = msgspec.field(name="Distant Actions", default=())
     nearest: str = msgspec.field(name="Nearest Action", default="")
     following: str = msgspec.field(name="Next Action", default="")
+    near_frames: tuple[Annotated[str, msgspec.Meta(pattern=_FRAME_NAME)], ...] = msgspec.field(
+        name="Near Frames", default=()
+    )
 
 
 def load_sap(path: Path) -> dict[str, tuple[SapClip, ...]]:
@@ -77,7 +88,7 @@ def load_sap(path: Path) -> dict[str, tuple[SapClip, ...]]:
         ConfigError: The file is missing, cut short or not CholecT50-SAP.
     """
     try:
-        videos = msgspec.json.decode(_read(path), type=dict[str, dict[str, _Entry]])
+        videos = msgspec.json.decode(read_annotation(path), type=dict[str, dict[str, _Entry]])
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; this is not the total_video_info.json of CholecT50-SAP") from error
     except (msgspec.DecodeError, RecursionError) as error:
@@ -91,7 +102,7 @@ def load_signals(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ..
     Raises:
         ConfigError: The file is missing, has other columns, leaves out a second, or holds other values than 0 and 1.
     """
-    lines = _read(path).decode("utf-8", errors="replace").splitlines()
+    lines = read_annotation(path).decode("utf-8", errors="replace").splitlines()
     rows = csv.reader(lines)
     header = next(rows, [])
     expected = ["second", "phase", *INSTRUMENTS]
@@ -107,7 +118,29 @@ def load_signals(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ..
     return tuple(phases), tuple(presence)
 
 
-def _read(path: Path) -> bytes:
+def load_presence(folder: Path, names: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
+    """Instrument presence (seconds, 7) of those videos of which the folder of signals has a file.
+
+    Raises:
+        ConfigError: There is no such folder, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; name the one that holds videoNN.csv at 1 Hz")
+    found = {}
+    for name in names:
+        path = folder / f"video{name.removeprefix('VID')}.csv"
+        if path.is_file():
+            found[name] = np.array(load_signals(path)[1], dtype=np.uint8).reshape(-1, len(INSTRUMENTS))
+            found[name].flags.writeable = False
+    return found
+
+
+def read_annotation(path: Path) -> bytes:
+    """The bytes of an annotation file.
+
+    Raises:
+        ConfigError: It cannot be read, or is far too large for one.
+    """
     try:
         with path.open("rb") as stream:
             raw = stream.read(_MAX_BYTES + 1)
@@ -134,6 +167,7 @@ def _clips(path: Path, video: str, entries: Mapping[str, _Entry]) -> tuple[SapCl
                 history=(*entry.distant, *nearest),
                 next_action=entry.following,
                 is_sample=entry.is_sample,
+                near_frames_s=tuple(int(name[-10:-4]) for name in entry.near_frames),
             )
         )
     return tuple(clips)
