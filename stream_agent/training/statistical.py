@@ -15,7 +15,7 @@ import math
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -71,15 +71,17 @@ class Score:
         return f"top-1/2/3 {top} %, log loss {self.log_loss:.3f}, calibration error {self.calibration_error:.3f}, n={self.n}"
 
 
-def fit(videos: Videos, names: Iterable[str], *, order: int, concentration: float) -> ModelFile:
-    """Count the clips of the videos `names`.
+def fit(
+    videos: Videos, names: Iterable[str], *, order: int, concentration: float, held_out: Container[str] = TEST_VIDEOS
+) -> ModelFile:
+    """Count the clips of the videos `names`; cross-validation over all videos holds out its own instead of `TEST_VIDEOS`.
 
     Raises:
-        ConfigError: One of them is a test video or not in the file, or an action never ends.
+        ConfigError: One of them is held out or not in the file, or an action never ends.
     """
     chosen = sorted(names)
     for name in chosen:
-        if name in TEST_VIDEOS:
+        if name in held_out:
             raise ConfigError(f"{name} is a test video and is never fitted on; leave it out")
         if name not in videos:
             raise ConfigError(f"{name} is not in the annotation file; it has {len(videos)} videos, name one of them")
@@ -143,7 +145,7 @@ def folds(names: Iterable[str], *, count: int = FOLDS, seed: int = 0) -> list[li
     return [shuffled[part::count] for part in range(count)]
 
 
-def choose(videos: Videos, names: Iterable[str]) -> tuple[int, float]:
+def choose(videos: Videos, names: Iterable[str], *, held_out: Container[str] = TEST_VIDEOS) -> tuple[int, float]:
     """Order and concentration with the least cross-validated log loss over all moments; the simpler one on a tie."""
     chosen = list(names)
     splits = [
@@ -155,7 +157,7 @@ def choose(videos: Videos, names: Iterable[str]) -> tuple[int, float]:
     def loss(setting: tuple[int, float]) -> float:
         order, concentration = setting
         parts = (
-            (NgramModel(fit(videos, rest, order=order, concentration=concentration)), moments)
+            (NgramModel(fit(videos, rest, order=order, concentration=concentration, held_out=held_out)), moments)
             for rest, moments in splits
         )
         return round(score(parts).log_loss, 4)
