@@ -75,7 +75,7 @@ class Constant:
 
     def fit(self, training: Training) -> LabelPredictor:
         """States how often the constant was right in training."""
-        share = _frequencies(training.videos)[CONSTANT]
+        share = _frequencies(training)[CONSTANT]
         return LabelPredictor(training, lambda _: {CONSTANT: share})
 
 
@@ -86,8 +86,8 @@ class Frequency:
     sees_track = False
 
     def fit(self, training: Training) -> LabelPredictor:
-        """Counts targets: every clip but the first of each video."""
-        shares = _frequencies(training.videos)
+        """Counts the targets of the training samples."""
+        shares = _frequencies(training)
         return LabelPredictor(training, lambda _: shares)
 
 
@@ -98,8 +98,8 @@ class FrequencyMinusLast:
     sees_track = False
 
     def fit(self, training: Training) -> LabelPredictor:
-        """Counts targets: every clip but the first of each video."""
-        shares = _frequencies(training.videos)
+        """Counts the targets of the training samples."""
+        shares = _frequencies(training)
         return LabelPredictor(training, lambda labels: _without(shares, labels))
 
 
@@ -110,9 +110,9 @@ class MostProb:
     sees_track = False
 
     def fit(self, training: Training) -> LabelPredictor:
-        """Counts pairs of neighbouring clips; a small count is added to each so that none is impossible."""
-        transitions = _transitions(training.videos)
-        shares = _frequencies(training.videos)
+        """Counts current action and target of the training samples; a small count is added so that none is impossible."""
+        transitions = _transitions(training)
+        shares = _frequencies(training)
         return LabelPredictor(training, lambda labels: _onward(transitions, shares, labels))
 
 
@@ -127,9 +127,9 @@ class MostProbGoal:
     sees_track = False
 
     def fit(self, training: Training) -> LabelPredictor:
-        """Counts pairs of neighbouring clips, and takes the commonest last action for the goal."""
-        transitions = _transitions(training.videos)
-        shares = _frequencies(training.videos)
+        """Counts as Most Prob does, and takes the commonest last action for the goal."""
+        transitions = _transitions(training)
+        shares = _frequencies(training)
         ends = Counter(clips[-1].action for clips in training.videos.values() if clips)
         goal = max(ACTIONS, key=lambda action: ends[action])
         reach = dict.fromkeys(ACTIONS, 0.0)
@@ -402,19 +402,17 @@ def all_baselines(*, frames: Path | None, backend: TextBackend | None) -> tuple[
     )
 
 
-def _frequencies(videos: Mapping[str, Sequence[SapClip]]) -> dict[str, float]:
-    """Share of each action among the clips that follow another one."""
-    counts = Counter(clip.action for clips in videos.values() for clip in clips[1:])
+def _frequencies(training: Training) -> dict[str, float]:
+    """Share of each action among the targets of the training samples."""
+    counts = Counter(sample.target for sample in training.samples())
     return _normalised({action: counts[action] + _SMOOTHING for action in ACTIONS})
 
 
-def _transitions(videos: Mapping[str, Sequence[SapClip]]) -> dict[str, dict[str, float]]:
-    counts: dict[str, Counter[str]] = {action: Counter() for action in ACTIONS}
-    for clips in videos.values():
-        for clip, following in pairwise(clips):
-            counts[clip.action][following.action] += 1
+def _transitions(training: Training) -> dict[str, dict[str, float]]:
+    """Share of each target after each current action among the training samples."""
+    counts = Counter((sample.question.current, sample.target) for sample in training.samples())
     return {
-        action: _normalised({then: counts[action][then] + _SMOOTHING for then in ACTIONS if then != action})
+        action: _normalised({then: counts[action, then] + _SMOOTHING for then in ACTIONS if then != action})
         for action in ACTIONS
     }
 
