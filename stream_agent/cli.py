@@ -1,4 +1,4 @@
-"""The command line: `run`, `grab`, `doctor`, `keys`, `config`.
+"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`.
 
 A mistake of the outside world is one message on stderr, never a traceback; the exit code tells its kind (errors.py).
 Options and `section.key=value` overrides may come in any order.
@@ -18,6 +18,7 @@ import click
 
 from stream_agent import __version__
 from stream_agent.errors import StreamAgentError
+from stream_agent.evaluation import commands as evaluation
 
 if TYPE_CHECKING:
     from stream_agent.config import AgentConfig
@@ -55,6 +56,10 @@ def commands() -> None:
 
     Advice for research, never a command to a robot.
     """
+
+
+commands.add_command(evaluation.dataset)
+commands.add_command(evaluation.evaluate)
 
 
 def configured(command: FunctionT) -> FunctionT:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from stream_agent.errors import BackendError
-from stream_agent.evaluation.dataset import ACTIONS, SapClip
+from stream_agent.evaluation.dataset import ACTIONS
 from stream_agent.evaluation.protocols import Baseline, Forecast, NotRunError, Training
 from stream_agent.evaluation.samples import LONGEST_CHAIN, Question, Sample, Videos, as_memory
 from stream_agent.messages import PlanRequest

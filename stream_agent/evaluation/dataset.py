@@ -122,7 +122,7 @@ def load_presence(folder: Path, names: Iterable[str]) -> dict[str, NDArray[np.ui
     """Instrument presence (seconds, 7) of those videos of which the folder of signals has a file.
 
     Raises:
-        ConfigError: There is no such folder, or a file is damaged.
+        ConfigError: There is no such folder, it has a file of none of the videos, or a file is damaged.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name the one that holds videoNN.csv at 1 Hz")
@@ -132,6 +132,8 @@ def load_presence(folder: Path, names: Iterable[str]) -> dict[str, NDArray[np.ui
         if path.is_file():
             found[name] = np.array(load_signals(path)[1], dtype=np.uint8).reshape(-1, len(INSTRUMENTS))
             found[name].flags.writeable = False
+    if not found:
+        raise ConfigError(f"{folder} holds videoNN.csv of none of the videos; name the folder of 1 Hz signals itself")
     return found
 
 
