@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from stream_agent.config import MemoryConfig
+from stream_agent.instrument_use import InstrumentUseTracker
 from stream_agent.messages import ActionTotal, Clip, ClipEvent, Evidence, FrameHeader, Memory
 from stream_agent.perception.segmenter import Segmenter
 
@@ -35,6 +36,8 @@ class NearHistoryMemory:
         self._clips_seen: tuple[Clip, ...] | None = ()
         self._folded: dict[str, ActionTotal] = {}
         self._instrument_s = [0.0] * len(self._instruments)
+        self._use = InstrumentUseTracker(len(self._instruments))
+        self._use_observed = False
         self._present: tuple[float, ...] = ()
         self._near: FrameHeader | None = None
         self._now_pts_s = 0.0
@@ -55,6 +58,9 @@ class NearHistoryMemory:
         for index, presence in enumerate(self._present[: len(self._instrument_s)]):
             if presence >= _PRESENT:
                 self._instrument_s[index] += step_s
+        if self._present:
+            self._use_observed = True
+            self._use.observe(self._present, pts_s=self._now_pts_s, step_s=step_s)
         events = self._segmenter.step(self._now_pts_s, () if evidence.gate else evidence.actions)
         self._take(events)
         return events
@@ -106,6 +112,7 @@ class NearHistoryMemory:
             current_start_pts_s=start_pts_s,
             current_confidence=self._segmenter.confidence,
             instrument_s=tuple(self._instrument_s),
+            instrument_use=self._use.snapshot() if self._use_observed else (),
             instruments=self._present,
             near=near,
             evictions=self._evictions,

@@ -131,6 +131,24 @@ class ActionTotal(msgspec.Struct, frozen=True):
     duration_s: float
 
 
+class InstrumentUse(msgspec.Struct, frozen=True):
+    """How one instrument has been used in a case (instrument_use.py).
+
+    Attributes:
+        seen_s: Seconds it has been seen.
+        uses: How often it was taken up after some seconds unseen.
+        taken_pts_s: Media time at which it was taken up last.
+        last_pts_s: Media time at which it was seen last; None when it never was.
+        recent: Share of the time it was lately seen, 0 to 1, one per time constant, shortest first.
+    """
+
+    seen_s: float = 0.0
+    uses: int = 0
+    taken_pts_s: float = 0.0
+    last_pts_s: float | None = None
+    recent: tuple[float, ...] = ()
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="memory"):
     """An immutable snapshot of the near-history focus memory (LLM-SAP, eq. 1 to 3).
 
@@ -145,6 +163,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="m
         current_start_pts_s: Where the open clip began.
         current_confidence: The segmenter's belief in `current`, 0 to 1.
         instrument_s: Seconds each instrument of the pack has been seen in this case, in pack order.
+        instrument_use: How each instrument has been used, in pack order; empty when instruments were never observed.
         instruments: Presence per instrument at the near frame, in pack order; empty when not observed.
         near: Header of the newest frame, the near history; None before the first.
         evictions: How many times a block was folded; the prompt's prefix changes only when this does.
@@ -160,6 +179,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="m
     current_start_pts_s: float = 0.0
     current_confidence: float = 0.0
     instrument_s: tuple[float, ...] = ()
+    instrument_use: tuple[InstrumentUse, ...] = ()
     instruments: tuple[float, ...] = ()
     near: FrameHeader | None = None
     evictions: int = 0

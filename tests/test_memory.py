@@ -202,6 +202,21 @@ def test_instrument_seconds_add_up_over_what_was_seen() -> None:
     assert memory.snapshot().instrument_s == (15.0, 5.0)  # a gap in the stream is not use of the hook
 
 
+def test_instrument_use_is_empty_until_instruments_are_observed_and_bounded_from_then_on() -> None:
+    memory = nhfm()
+    watch(memory, "a")
+    assert memory.snapshot().instrument_use == ()
+    for second in range(10, 2000):
+        memory.observe(header(second), evidence("a", instruments=(1.0, 0.0)))
+    hook, grasper = memory.snapshot().instrument_use
+    assert (hook.seen_s, hook.uses, hook.taken_pts_s, hook.last_pts_s) == (1990.0, 1, 10.0, 1999.0)
+    assert (grasper.seen_s, grasper.uses, grasper.last_pts_s) == (0.0, 0, None)
+    memory.observe(header(2000), evidence(None, gate="black", instruments=(0.0, 1.0)))
+    assert memory.snapshot().instrument_use == (hook, grasper)
+    memory.new_case("case-2")
+    assert memory.snapshot().instrument_use == ()
+
+
 def test_instruments_of_an_earlier_frame_are_not_passed_off_as_the_newest_frames() -> None:
     """A frame whose recogniser said nothing of instruments once kept those of the frame before it."""
     memory = nhfm()
