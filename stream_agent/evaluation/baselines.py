@@ -264,8 +264,11 @@ class CommandBackend:
             BackendError: It cannot be started, failed or took too long.
         """
         try:
+            words = shlex.split(self._command)
+            if not words:
+                raise ValueError("it names no program")
             done = subprocess.run(
-                shlex.split(self._command),
+                words,
                 input=prompt,
                 capture_output=True,
                 text=True,

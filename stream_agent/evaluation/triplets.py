@@ -192,7 +192,7 @@ def clips(labels: Labels) -> tuple[SapClip, ...]:
                 history=tuple(past for _, past in starts[:index]),
                 next_action=starts[index + 1][1] if sample and index + 1 < len(starts) else "",
                 is_sample=sample,
-                near_frames_s=_near_frames(starts[index - 1][0], start) if sample else (),
+                near_frames_s=spread_near_frames(starts[index - 1][0], start) if sample else (),
             )
         )
     return tuple(made)
@@ -246,7 +246,7 @@ def _entries(chosen: Sequence[SapClip]) -> Iterator[tuple[str, dict[str, object]
         yield str(clip.index), entry
 
 
-def _near_frames(start_s: int, target_s: int) -> tuple[int, ...]:
+def spread_near_frames(start_s: int, target_s: int) -> tuple[int, ...]:
     """Evenly spread over the clip before the target, its last second included, and the target's first frame."""
     last = target_s - 1
     spread = [start_s + step * (last - start_s) // (NEAR_FRAMES - 1) for step in range(NEAR_FRAMES)]
