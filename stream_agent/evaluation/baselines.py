@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from stream_agent.errors import BackendError
 from stream_agent.evaluation.dataset import ACTIONS
@@ -388,7 +388,10 @@ def ngram_planner(training: Training) -> Planner:
     order, concentration = trainer.choose(videos, videos, held_out=frozenset())
     model = trainer.fit(videos, videos, order=order, concentration=concentration, held_out=frozenset())
     pack = load_pack(Path("cholecystectomy"))
-    return StatisticalPlanner(dataclasses.replace(pack, model=NgramModel(model)), PlannerConfig())
+    # whatever else the shipped pack holds of fitted models has seen the videos that are asked about
+    fitted: dict[str, Any] = {field.name: None for field in dataclasses.fields(pack) if field.name == "ensemble"}
+    fitted["model"] = NgramModel(model)
+    return StatisticalPlanner(dataclasses.replace(pack, **fitted), PlannerConfig())
 
 
 def all_baselines(*, frames: Path | None, backend: TextBackend | None) -> tuple[Baseline, ...]:
