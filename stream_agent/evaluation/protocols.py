@@ -47,6 +47,31 @@ class Fold:
     test: tuple[str, ...]
 
 
+class Questions:
+    """Samples and moments of every video, each made once, for folds share them."""
+
+    def __init__(self, videos: Videos, presence: Mapping[str, Presence]) -> None:
+        self._videos = videos
+        self._presence = presence
+        self._samples: dict[tuple[str, Track, History], list[Sample]] = {}
+        self._moments: dict[str, list[Sample]] = {}
+
+    def samples(self, name: str, track: Track, history: History) -> list[Sample]:
+        """The samples of one video."""
+        key = (name, track, history)
+        if key not in self._samples:
+            self._samples[key] = samples(
+                self._videos[name], track=track, history=history, presence=self._presence.get(name)
+            )
+        return self._samples[key]
+
+    def moments(self, name: str) -> list[Sample]:
+        """The question put every `MOMENT_EVERY_S` seconds of one video's clips."""
+        if name not in self._moments:
+            self._moments[name] = moments(self._videos[name], every_s=MOMENT_EVERY_S, presence=self._presence.get(name))
+        return self._moments[name]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
     """What a planner may be fitted on.
@@ -55,19 +80,18 @@ class Training:
         videos: Clips of the training videos and of no other.
         presence: Instruments per second of those training videos that have signals.
         track: What the predictor will be asked about; a planner that looks at frames or signals is fitted for it.
+        questions: Where samples are already made; they are made anew when left out.
     """
 
     videos: Videos
     presence: Mapping[str, Presence]
     track: Track
+    questions: Questions | None = None
 
     def samples(self, history: History = "ground_truth") -> list[Sample]:
         """The samples of the training videos."""
-        return [
-            sample
-            for name, clips in self.videos.items()
-            for sample in samples(clips, track=self.track, history=history, presence=self.presence.get(name))
-        ]
+        made = self.questions or Questions(self.videos, self.presence)
+        return [sample for name in self.videos for sample in made.samples(name, self.track, history)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +242,7 @@ def run(
 
     `on_step` is called once per planner and fold, with a word on what was done; `steps` says how often that will be.
     """
+    questions = Questions(videos, presence)
     answers: dict[Setting, list[Answer]] = {}
     asked: dict[str, list[Answer]] = {}
     not_run: dict[str, str] = {}
@@ -230,7 +255,7 @@ def run(
                 if baseline.name in not_run:
                     continue
                 try:
-                    predictors = _fitted(baseline, fold, videos, presence)
+                    predictors = _fitted(baseline, fold, videos, presence, questions)
                 except NotRunError as reason:
                     not_run[baseline.name] = str(reason)
                     continue
@@ -240,19 +265,11 @@ def run(
                         answers.setdefault(setting, []).extend(
                             answer
                             for name in fold.test
-                            for answer in _ask(
-                                predictor,
-                                samples(videos[name], track=track, history=history, presence=presence.get(name)),
-                            )
+                            for answer in _ask(predictor, questions.samples(name, track, history))
                         )
                 if protocol == with_moments:
                     asked.setdefault(baseline.name, []).extend(
-                        answer
-                        for name in fold.test
-                        for answer in _ask(
-                            predictors["causal"],
-                            moments(videos[name], every_s=MOMENT_EVERY_S, presence=presence.get(name)),
-                        )
+                        answer for name in fold.test for answer in _ask(predictors["causal"], questions.moments(name))
                     )
     for setting in [setting for setting in answers if setting.planner in not_run]:
         del answers[setting]
@@ -272,12 +289,14 @@ def steps(
     return len(baselines) * sum(len(folds(protocol, names, exclude=exclude, only=only)) for protocol in protocols)
 
 
-def _fitted(baseline: Baseline, fold: Fold, videos: Videos, presence: Mapping[str, Presence]) -> dict[Track, Predictor]:
+def _fitted(
+    baseline: Baseline, fold: Fold, videos: Videos, presence: Mapping[str, Presence], questions: Questions
+) -> dict[Track, Predictor]:
     chosen = {name: videos[name] for name in fold.train}
     signals = {name: presence[name] for name in fold.train if name in presence}
     if baseline.sees_track:
-        return {track: baseline.fit(Training(chosen, signals, track)) for track in TRACKS}
-    return dict.fromkeys(TRACKS, baseline.fit(Training(chosen, signals, "causal")))
+        return {track: baseline.fit(Training(chosen, signals, track, questions)) for track in TRACKS}
+    return dict.fromkeys(TRACKS, baseline.fit(Training(chosen, signals, "causal", questions)))
 
 
 def _ask(predictor: Predictor, asked: Iterable[Sample]) -> list[Answer]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from stream_agent.clock import NS_PER_S
 from stream_agent.evaluation.dataset import INSTRUMENTS, SapClip
-from stream_agent.messages import Clip, FrameHeader, Memory
+from stream_agent.instrument_use import InstrumentUseTracker
+from stream_agent.messages import Clip, FrameHeader, InstrumentUse, Memory
 
 Track: TypeAlias = Literal["official", "causal"]
 History: TypeAlias = Literal["ground_truth", "action_reg"]
@@ -45,6 +46,7 @@ class Question:
         now_s: The last second that may be looked at.
         near_frames_s: Seconds of the near frames, none after `now_s`.
         presence: Instruments in the seconds 0 … `now_s`; None where the video has no signals.
+        instrument_use: How each instrument was used in those seconds, as the agent's memory keeps it; empty without signals.
     """
 
     video: str
@@ -53,6 +55,7 @@ class Question:
     now_s: int
     near_frames_s: tuple[int, ...] = ()
     presence: Presence | None = None
+    instrument_use: tuple[InstrumentUse, ...] = ()
 
     @property
     def current(self) -> str | None:
@@ -85,18 +88,20 @@ def samples(
     clips: Sequence[SapClip], *, track: Track, history: History, presence: Presence | None = None
 ) -> list[Sample]:
     """The samples of one video, whose clips are given in the order of time."""
+    seen = _Seen(presence)
     found = []
     for place, clip in enumerate(clips):
         if clip.is_sample:
             now_s = clip.start_s if track == "official" else clip.start_s - 1
-            found.append(_sample(clips, place, now_s=now_s, history=history, presence=presence))
+            found.append(_sample(clips, place, now_s=now_s, history=history, seen=seen))
     return found
 
 
 def moments(clips: Sequence[SapClip], *, every_s: int, presence: Presence | None = None) -> list[Sample]:
     """The question put every `every_s` seconds of every clip that another one follows, with annotated labels."""
+    seen = _Seen(presence)
     return [
-        _sample(clips, place, now_s=now_s, history="ground_truth", presence=presence)
+        _sample(clips, place, now_s=now_s, history="ground_truth", seen=seen)
         for place, (clip, following) in enumerate(pairwise(clips), start=1)
         for now_s in range(clip.start_s, following.start_s, every_s)
     ]
@@ -119,6 +124,7 @@ def as_memory(question: Question) -> Memory:
         current_start_pts_s=float(question.starts_s[-1]) if question.starts_s else 0.0,
         current_confidence=1.0 if question.labels else 0.0,
         instrument_s=() if seen is None else tuple(seen.sum(0, dtype=np.float64).tolist()),
+        instrument_use=question.instrument_use,
         instruments=() if seen is None or not len(seen) else tuple(seen[-1].astype(np.float64).tolist()),
         near=FrameHeader(
             stream_id="evaluation",
@@ -130,11 +136,31 @@ def as_memory(question: Question) -> Memory:
     )
 
 
-def _sample(clips: Sequence[SapClip], place: int, *, now_s: int, history: History, presence: Presence | None) -> Sample:
+class _Seen:
+    """What was seen of the instruments up to seconds that never fall; the agent's own code sums it up."""
+
+    def __init__(self, presence: Presence | None) -> None:
+        if presence is not None and presence.shape[1:] != (len(INSTRUMENTS),):
+            raise ValueError(f"presence of shape {presence.shape} is not (seconds, {len(INSTRUMENTS)})")
+        self._presence = presence
+        self._rows: list[list[int]] = [] if presence is None else presence.tolist()
+        self._tracker = InstrumentUseTracker(len(INSTRUMENTS))
+        self._fed = 0
+
+    def until(self, now_s: int) -> tuple[Presence | None, tuple[InstrumentUse, ...]]:
+        """Presence and use in the seconds 0 … `now_s`."""
+        if self._presence is None:
+            return None, ()
+        for second in range(self._fed, min(now_s + 1, len(self._rows))):
+            self._tracker.observe(self._rows[second], pts_s=float(second), step_s=1.0 if second else 0.0)
+            self._fed = second + 1
+        return self._presence[: now_s + 1], self._tracker.snapshot()
+
+
+def _sample(clips: Sequence[SapClip], place: int, *, now_s: int, history: History, seen: _Seen) -> Sample:
     """What is asked at `now_s` about the clip at `place`."""
     past, target, future = clips[:place], clips[place], clips[place : place + LONGEST_CHAIN]
-    if presence is not None and presence.shape[1:] != (len(INSTRUMENTS),):
-        raise ValueError(f"presence of shape {presence.shape} is not (seconds, {len(INSTRUMENTS)})")
+    presence, use = seen.until(now_s)
     recognised = history == "action_reg"
     return Sample(
         question=Question(
@@ -143,7 +169,8 @@ def _sample(clips: Sequence[SapClip], place: int, *, now_s: int, history: Histor
             starts_s=tuple(clip.start_s for clip in past),
             now_s=now_s,
             near_frames_s=tuple(second for second in target.near_frames_s if second <= now_s),
-            presence=None if presence is None else presence[: now_s + 1],
+            presence=presence,
+            instrument_use=use,
         ),
         index=target.index,
         target=target.action,

@@ -75,6 +75,18 @@ def test_memory_holds_the_question() -> None:
     assert memory.near is not None
     assert memory.instruments == tuple(PRESENCE[79].tolist())
     assert memory.instrument_s == tuple(PRESENCE[:80].sum(0).tolist())
+    # the first frame of a video adds no time
+    assert [use.seen_s for use in memory.instrument_use] == [40, 39, 40, 39, 40, 39, 40]
+    assert [use.last_pts_s for use in memory.instrument_use] == [79, 78, 79, 78, 79, 78, 79]
+
+
+def test_a_later_question_of_the_same_video_knows_more_and_the_earlier_keeps_what_it_knew() -> None:
+    first, second = (
+        sample.question for sample in samples(CLIPS, track="causal", history="ground_truth", presence=PRESENCE)
+    )
+    assert (first.instrument_use[0].last_pts_s, second.instrument_use[0].last_pts_s) == (79, 93)
+    (alone,) = samples(CLIPS[:3], track="causal", history="ground_truth", presence=PRESENCE)
+    assert alone.question.instrument_use == first.instrument_use
 
 
 def test_memory_of_the_very_beginning_is_empty() -> None:
