@@ -133,7 +133,7 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from stream_agent.evaluation import report
-    from stream_agent.evaluation.baselines import CommandBackend, all_baselines
+    from stream_agent.evaluation.baselines import AntGpt, CommandBackend, all_baselines
     from stream_agent.evaluation.dataset import load_presence, load_sap, read_annotation
     from stream_agent.evaluation.protocols import PROTOCOLS, run, steps
 
@@ -163,7 +163,7 @@ def evaluate(
             on_step=lambda what: progress.update(task, advance=1, description=what),
         )
     made = report.report(done, videos)
-    about = {
+    about: dict[str, object] = {
         "version": __version__,
         "annotation": f"{sap.name}, sha256 {hashlib.sha256(read_annotation(sap)).hexdigest()[:12]}",
         "videos": len(videos),
@@ -172,12 +172,17 @@ def evaluate(
         "scored only": ", ".join(scored) or "all",
         "seconds": round(time.monotonic() - began, 1),
     }
+    for baseline in baselines:
+        if isinstance(baseline, AntGpt) and baseline.asked:
+            about["antgpt"] = f"{baseline.failures} words in {baseline.asked} answers name no action"
     plots = _plots(done, videos, out)
     written = report.write(made, out, about=about, plots=plots)
     for protocol in report.protocols_of(made):
         _show(f"{protocol}, causal track, annotated history", report.headline(made, protocol))
     if "official" in report.protocols_of(made):
         _show("Table 1 as published, and ours on its track, history and split", report.beside(made))
+    if "antgpt" in about:
+        click.echo(f"antgpt: {about['antgpt']}")
     for name, reason in made.not_run.items():
         click.echo(f"not run: {name}: {reason}")
     if not made.rows:

@@ -104,7 +104,8 @@ def _risk_coverage(run: Run, planners: Sequence[str], protocol: ProtocolName) ->
             axis.plot(np.multiply(coverage, 100), np.multiply(risk, 100), marker=".", markersize=3, label=planner)
     axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="samples answered, surest first, %", ylabel="first answer wrong, %")
     axis.set_title(f"{protocol}, causal", fontsize=9)
-    axis.legend(fontsize=8)
+    if axis.lines:  # a planner may state no probabilities
+        axis.legend(fontsize=8)
     return figure
 
 

@@ -115,7 +115,11 @@ class Predictor(Protocol):
     """A fitted planner."""
 
     def predict(self, question: Question) -> Forecast | None:
-        """The answer; None for a question that this planner cannot be asked (it needs frames that are not there)."""
+        """The answer; None for a question that this planner cannot be asked (it needs frames that are not there).
+
+        Raises:
+            NotRunError: Something it needs is damaged.
+        """
         ...
 
 
@@ -140,7 +144,7 @@ class Baseline(Protocol):
 
 
 class NotRunError(Exception):
-    """A planner could not be fitted here; the message is the reason."""
+    """A planner could not be fitted or asked here; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,23 +260,26 @@ def run(
                     continue
                 try:
                     predictors = _fitted(baseline, fold, videos, presence, questions)
-                except NotRunError as reason:
-                    not_run[baseline.name] = str(reason)
-                    continue
-                for track, predictor in predictors.items():
-                    for history in HISTORIES:
-                        setting = Setting(baseline.name, track, history, protocol)
-                        answers.setdefault(setting, []).extend(
+                    for track, predictor in predictors.items():
+                        for history in HISTORIES:
+                            setting = Setting(baseline.name, track, history, protocol)
+                            answers.setdefault(setting, []).extend(
+                                answer
+                                for name in fold.test
+                                for answer in _ask(predictor, questions.samples(name, track, history))
+                            )
+                    if protocol == with_moments:
+                        asked.setdefault(baseline.name, []).extend(
                             answer
                             for name in fold.test
-                            for answer in _ask(predictor, questions.samples(name, track, history))
+                            for answer in _ask(predictors["causal"], questions.moments(name))
                         )
-                if protocol == with_moments:
-                    asked.setdefault(baseline.name, []).extend(
-                        answer for name in fold.test for answer in _ask(predictors["causal"], questions.moments(name))
-                    )
+                except NotRunError as reason:
+                    not_run[baseline.name] = str(reason)
     for setting in [setting for setting in answers if setting.planner in not_run]:
         del answers[setting]
+    for planner in not_run:
+        asked.pop(planner, None)
     return Run(answers, asked, with_moments, not_run)
 
 

@@ -93,6 +93,16 @@ def test_without_matplotlib_there_are_no_plots_and_one_line(
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_a_text_backend_is_asked_and_its_failures_are_told(
+    sap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--planner", "antgpt", "--protocol", "official", "--only", "VID06")
+    assert call("evaluate", "--sap", sap, "--out", tmp_path, "--text-backend", "echo dissection, tea", *quick) == 0
+    assert "antgpt: 5 words in 5 answers name no action" in capsys.readouterr().out
+    assert "5 words in 5 answers" in (tmp_path / "report.md").read_text()
+    assert {(row["planner"], row["ece"]) for row in rows(tmp_path)} == {("antgpt", None)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -137,6 +137,17 @@ def test_every_setting_is_run_and_no_planner_sees_its_questions() -> None:
     assert (done.moments_protocol, len(done.moments["spy"])) == ("lovo", 50 * 6)
 
 
+def test_a_planner_that_fails_half_way_has_no_row() -> None:
+    class Failing(Spy):
+        def fit(self, training: Training) -> Predictor:
+            if len(self.fitted) == 3:
+                raise NotRunError("a picture is broken")
+            return super().fit(training)
+
+    done = run([Failing()], VIDEOS, {}, protocols=["5fold"])
+    assert (done.answers, done.moments, done.not_run) == ({}, {}, {"spy": "a picture is broken"})
+
+
 def test_a_planner_that_sees_more_than_labels_is_fitted_per_track() -> None:
     spy = Spy(sees_track=True)
     run([spy], VIDEOS, {}, protocols=["official"])
