@@ -228,6 +228,12 @@ class PlannerConfig(Section):
     deadline_ms: float = Field(default=500.0, gt=0, description="From capture; later answers are expired.")
     valid_s: float = Field(default=2.0, gt=0, description="How long after capture a plan may be shown as current.")
     horizon: int = Field(default=3, ge=1, le=10, description="Actions ahead in the chain.")
+    abstain_below: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The statistical planner abstains when no action is this probable; 0 never.",
+    )
     script: tuple[ScriptedStep, ...] = Field(
         default=(ScriptedStep(),), description="What the scripted planner does, in turn, for ever."
     )

@@ -4,6 +4,7 @@
     rules.yaml      what must come before what, and when to be careful (rules.py judges them)
     knowledge.md    surgical process, safety protocol and action descriptions, with sources; goes into prompts
     planner.json    the fitted label model (planner/ngram.py)
+    ensemble.json   optional: the fitted model over the whole memory (planner/ensemble.py), which planner.json backs off
 
 Nothing in the code knows a procedure: another pack is another folder. A broken pack stops the start with one
 `ConfigError` that lists every mistake with its file, line and remedy. All files are data and are never run.
@@ -23,6 +24,7 @@ from stream_agent.config import Section, configs_directory
 from stream_agent.errors import ConfigError
 from stream_agent.located_yaml import LocatedYaml, Location, close_match, dotted, json_line, read_text
 from stream_agent.messages import RANKED, Memory, RankedAction
+from stream_agent.planner.ensemble import FILE_NAME, Ensemble, load_ensemble
 from stream_agent.planner.ngram import NgramModel, load_model
 from stream_agent.rules import SEVERITIES, CaseFacts, CautionWhen, Condition, Label, Rule, Text
 
@@ -97,6 +99,7 @@ class ProcedurePack:
         knowledge_digest: Twelve hex digits of its sha256.
         rules: In file order.
         model: The fitted label model.
+        ensemble: The fitted model over the whole memory; None when the pack has none.
     """
 
     name: str
@@ -111,6 +114,7 @@ class ProcedurePack:
     knowledge_digest: str
     rules: tuple[Rule, ...]
     model: NgramModel
+    ensemble: Ensemble | None
     _digest: str
     _by_name: Mapping[str, ActionSpec] = field(repr=False)
 
@@ -192,12 +196,17 @@ def load_pack(path: Path) -> ProcedurePack:
     ruling = _tried(lambda: _parsed(folder / "rules.yaml", RulesFile), complaints)
     knowledge = _tried(lambda: _knowledge(folder / "knowledge.md"), complaints)
     model = _tried(lambda: load_model(folder / "planner.json"), complaints)
+    ensemble: Ensemble | None = None
+    if (folder / FILE_NAME).exists():
+        ensemble = _tried(lambda: load_ensemble(folder / FILE_NAME), complaints)
     if sheet is not None:
         complaints.extend(_pack_mistakes(*sheet))
         if ruling is not None:
             complaints.extend(_rule_mistakes(*ruling, sheet[1]))
         if model is not None:
             complaints.extend(_model_mistakes(folder / "planner.json", model, sheet[1]))
+        if ensemble is not None:
+            complaints.extend(_ensemble_mistakes(folder / FILE_NAME, ensemble, sheet[1]))
     if complaints or sheet is None or ruling is None or knowledge is None or model is None:
         raise ConfigError("\n".join(complaints))
     pack = sheet[1]
@@ -214,6 +223,7 @@ def load_pack(path: Path) -> ProcedurePack:
         knowledge_digest=hashlib.sha256(knowledge.encode()).hexdigest()[:12],
         rules=ruling[1].rules,
         model=model,
+        ensemble=ensemble,
         _digest=_digest(folder),
         _by_name={spec.name: spec for spec in pack.actions},
     )
@@ -317,6 +327,16 @@ def _model_mistakes(path: Path, model: NgramModel, pack: PackFile) -> Iterator[s
             f"{path}:{line}: actions={list(model.actions)} are not those of pack.yaml in its order, "
             f"{list(names)}; fit the model again for this pack"
         )
+
+
+def _ensemble_mistakes(path: Path, ensemble: Ensemble, pack: PackFile) -> Iterator[str]:
+    """What is wrong between `ensemble.json` and `pack.yaml`."""
+    for what, found, wanted in (
+        ("actions", ensemble.file.actions, tuple(spec.name for spec in pack.actions)),
+        ("instruments", ensemble.file.instruments, pack.instruments),
+    ):
+        if found != wanted:
+            yield f"{path}:1: {what}={list(found)} are not those of pack.yaml in its order; fit the model again"
 
 
 def _digest(folder: Path) -> str:

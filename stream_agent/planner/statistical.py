@@ -1,8 +1,9 @@
 """The planner that always has an answer: label history and durations of a procedure pack, in under a millisecond.
 
-Probabilities come from the pack's n-gram (planner/ngram.py), onsets from its durations (planner/durations.py), cautions
+Probabilities come from the pack's model over the whole memory (planner/ensemble.py) where it has one, else, and always for
+the chain's later steps, from its n-gram (planner/ngram.py); onsets from its durations (planner/durations.py), cautions
 and the phase from its rules. Every sentence cites counts; nothing is made up. What depends on the last few labels alone is
-built once per context and kept.
+built once per context and kept. A rationale of the model adds the observations that spoke most for its action.
 
 An onset is a median with its 10 % to 90 % range, given how long the current action has lasted already; later onsets of the
 chain add the median durations of the actions between. A chain step's probability is that of the chain up to it.
@@ -10,8 +11,8 @@ chain add the median durations of the actions between. A chain step's probabilit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -30,15 +31,13 @@ FEWEST_MOMENTS: Final = 10
 BEAM: Final = 4
 """Chains followed at once while the likeliest one is looked for."""
 
+CITED: Final = 2
+"""Observations that a rationale of the model cites at most."""
+
 _CACHE_SIZE: Final = 4096
 
-
-@dataclass(frozen=True, slots=True)
-class _Outlook:
-    """What follows from a context alone."""
-
-    ranked: tuple[RankedAction, ...]
-    chain: tuple[tuple[str, float], ...]
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
 
 
 class StatisticalPlanner:
@@ -50,56 +49,68 @@ class StatisticalPlanner:
         self._pack = pack
         self._model = pack.model
         self._valid_ns = round(config.valid_s * NS_PER_S)
-        self._hashes = Hashes(model=pack.model.digest, knowledge=pack.knowledge_digest)
+        self._abstain_below = config.abstain_below
+        self._ensemble = pack.ensemble
+        digests = [pack.model.digest] if pack.ensemble is None else [pack.model.digest, pack.ensemble.digest]
+        self._hashes = Hashes(model="+".join(digests), knowledge=pack.knowledge_digest)
         self._median_s = {action: pack.duration_s(action, 0.5) for action in pack.action_names}
         self._phase_texts = {
             phase.name: f"Phase {index} of {len(pack.phases)}, {phase.name}: {phase.description}"
             for index, phase in enumerate(pack.phases, start=1)
         }
-        self._outlooks: dict[tuple[tuple[str, ...], int], _Outlook] = {}
+        self._chains: dict[tuple[tuple[str, ...], str, int], tuple[tuple[str, float], ...]] = {}
+        self._rationales: dict[tuple[tuple[str, ...], str], str] = {}
 
     def plan(self, request: PlanRequest) -> Plan:
-        """Three ranked next actions; an abstention before the first frame. Whatever the memory holds, it never fails."""
+        """Three ranked next actions; an abstention before the first frame, or when too unsure.
+
+        Whatever the memory holds, it never fails.
+        """
         memory = request.memory
         asked = unanswered(request, source="statistical", planner=self.name, valid_ns=self._valid_ns)
         if memory.near is None:
             return abstention(msgspec.structs.replace(asked, hashes=self._hashes), "no frame has arrived yet")
         facts = self._pack.facts(memory)
-        outlook = self._outlook(self._model.context(memory.labels, complete=not memory.folded), request.horizon)
+        context = self._model.context(memory.labels, complete=not memory.folded)
+        ranked = self._ranked(memory, context)
+        if ranked[0].probability < self._abstain_below:
+            unsure = f"no action is likely enough: {ranked[0].probability:.2f} is below {self._abstain_below:g}"
+            return abstention(msgspec.structs.replace(asked, hashes=self._hashes), unsure)
         onset_s, interval_s = self._onset(facts)
         return msgspec.structs.replace(
             asked,
-            ranked=outlook.ranked,
+            ranked=ranked,
             progress=self._progress(facts),
-            safety=self._safety(memory, facts, outlook.ranked),
+            safety=self._safety(memory, facts, ranked),
             expected_onset_s=onset_s,
             expected_onset_interval_s=interval_s,
-            chain=() if onset_s is None else self._chain(outlook, onset_s),
+            chain=() if onset_s is None else self._chain(context, ranked[0], request.horizon, onset_s),
             hashes=self._hashes,
         )
 
-    def _outlook(self, context: tuple[str, ...], horizon: int) -> _Outlook:
-        known = self._outlooks.get((context, horizon))
-        if known is None:
-            if len(self._outlooks) >= _CACHE_SIZE:
-                self._outlooks.clear()
-            probabilities = self._model.after(context)
-            # sorted() keeps the pack's order among equals, so that ties fall the same way every time
-            ranking = sorted(probabilities, key=lambda action: -probabilities[action])[:RANKED]
-            ranked = tuple(
-                RankedAction(action, probabilities[action], self._rationale(context, action)) for action in ranking
+    def _ranked(self, memory: Memory, context: tuple[str, ...]) -> tuple[RankedAction, ...]:
+        counted = self._model.after(context)
+        if self._ensemble is None:
+            return tuple(
+                RankedAction(action, counted[action], self._counts_cited(context, action)) for action in _best(counted)
             )
-            known = _Outlook(ranked, self._likeliest_chain(context, ranked[0], horizon))
-            self._outlooks[context, horizon] = known
-        return known
+        head, features = self._ensemble.head(memory)
+        probabilities = self._ensemble.mixed(head, head.probabilities(features), counted)
+        ranked = []
+        for action in _best(probabilities):
+            cited = self._ensemble.reasons(head, features, action)[:CITED]
+            text = "; ".join([self._counts_cited(context, action), *cited])
+            ranked.append(RankedAction(action, probabilities[action], text))
+        return tuple(ranked)
 
-    def _likeliest_chain(
-        self, context: tuple[str, ...], top: RankedAction, horizon: int
-    ) -> tuple[tuple[str, float], ...]:
-        """Beam search from the top action over imagined histories; no action follows itself."""
+    def _counts_cited(self, context: tuple[str, ...], action: str) -> str:
+        return _remembered(self._rationales, (context, action), lambda: self._rationale(context, action))
+
+    def _likeliest_chain(self, context: tuple[str, ...], top: str, horizon: int) -> tuple[tuple[str, float], ...]:
+        """Beam search from the top action, taken as certain, over imagined histories; no action follows itself."""
         complete = context[:1] == (START,)
         past = context[1:] if complete else context
-        beams: list[tuple[tuple[str, float], ...]] = [((top.action, top.probability),)]
+        beams: list[tuple[tuple[str, float], ...]] = [((top, 1.0),)]
         for _ in range(horizon - 1):
             grown: list[tuple[tuple[str, float], ...]] = []
             for chain in beams:
@@ -112,10 +123,13 @@ class StatisticalPlanner:
             beams = grown[:BEAM]
         return beams[0]
 
-    def _chain(self, outlook: _Outlook, onset_s: float) -> tuple[ChainStep, ...]:
+    def _chain(
+        self, context: tuple[str, ...], top: RankedAction, horizon: int, onset_s: float
+    ) -> tuple[ChainStep, ...]:
         steps = []
-        for action, probability in outlook.chain:
-            steps.append(ChainStep(action, probability, round(onset_s, 1)))
+        key = (context, top.action, horizon)
+        for action, share in _remembered(self._chains, key, lambda: self._likeliest_chain(*key)):
+            steps.append(ChainStep(action, top.probability * share, round(onset_s, 1)))
             onset_s += self._median_s[action]
         return tuple(steps)
 
@@ -160,6 +174,20 @@ class StatisticalPlanner:
         total_s = sum(facts.seconds.values())
         parts.append(f"{clips} {'action' if clips == 1 else 'actions'} in {_spoken(total_s)}: {done}{now}.")
         return " ".join(parts)
+
+
+def _best(probabilities: Mapping[str, float]) -> list[str]:
+    """The likeliest actions; sorted() keeps the pack's order among equals, so that ties fall the same way every time."""
+    return sorted(probabilities, key=lambda action: -probabilities[action])[:RANKED]
+
+
+def _remembered(known: dict[KeyT, ValueT], key: KeyT, build: Callable[[], ValueT]) -> ValueT:
+    """What is known under `key`, built once; the whole cache is dropped when full."""
+    if key not in known:
+        if len(known) >= _CACHE_SIZE:
+            known.clear()
+        known[key] = build()
+    return known[key]
 
 
 def _after(context: tuple[str, ...]) -> str:

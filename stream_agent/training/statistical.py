@@ -85,6 +85,12 @@ def fit(
             raise ConfigError(f"{name} is a test video and is never fitted on; leave it out")
         if name not in videos:
             raise ConfigError(f"{name} is not in the annotation file; it has {len(videos)} videos, name one of them")
+    return count(videos, chosen, order=order, concentration=concentration)
+
+
+def count(videos: Videos, names: Iterable[str], *, order: int, concentration: float) -> ModelFile:
+    """Count the clips of any videos, for cross-validation over all of them; what is shipped comes from `fit`."""
+    chosen = sorted(names)
     counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for name in chosen:
         labels = (START, *(clip.action for clip in videos[name]))
@@ -121,7 +127,7 @@ def score(parts: Iterable[tuple[NgramModel, Sequence[Moment]]]) -> Score:
                 hits[rank] += moment.target in ranked[: rank + 1]
             loss -= math.log(max(probabilities.get(moment.target, 0.0), 1e-3))
             forecasts.extend((probabilities[action], action == moment.target) for action in ranked[:3])
-    return Score(n, (hits[0], hits[1], hits[2]), loss / n, _calibration_error(forecasts))
+    return Score(n, (hits[0], hits[1], hits[2]), loss / n, calibration_error(forecasts))
 
 
 def all_moments(videos: Videos, names: Iterable[str]) -> list[Moment]:
@@ -170,17 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stream_agent.training.statistical", description=__doc__)
     parser.add_argument("--sap", type=Path, required=True, help="total_video_info.json of CholecT50-SAP")
     parser.add_argument("--out", type=Path, help="where to write planner.json; only reports when left out")
+    parser.add_argument(
+        "--signals", type=Path, help="folder of 1 Hz instrument rows; fits ensemble.json beside --out too"
+    )
     parser.add_argument("--exclude", nargs="*", default=[], metavar="VID", help="training videos to leave out")
     options = parser.parse_args(arguments)
     try:
-        _run(options.sap, options.out, frozenset(options.exclude))
+        _run(options.sap, options.signals, options.out, frozenset(options.exclude))
     except StreamAgentError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _run(sap: Path, out: Path | None, excluded: frozenset[str]) -> None:
+def _run(sap: Path, signals: Path | None, out: Path | None, excluded: frozenset[str]) -> None:
     videos = load_sap(sap)
     unknown = excluded - TRAIN_VIDEOS
     if unknown:
@@ -203,6 +212,12 @@ def _run(sap: Path, out: Path | None, excluded: frozenset[str]) -> None:
     if out is not None:
         out.write_bytes(encode_model(file))
         print(f"wrote {out}")
+    if signals is not None:
+        from stream_agent.training import planner_model  # scikit-learn, which counting does without
+
+        beside = None if out is None else out.with_name("ensemble.json")
+        allowed = {name: clips for name, clips in videos.items() if name not in excluded}
+        planner_model.run(allowed, signals, beside, training, order=order, concentration=concentration)
 
 
 def _durations(cases: Iterable[tuple[SapClip, ...]]) -> dict[str, DurationDistribution]:
@@ -242,7 +257,7 @@ def _duration_report(videos: Videos, parts: Sequence[tuple[Sequence[str], Sequen
     return f"{100 * inside / asked:.1f} % inside the 10 to 90 % range, median error {middle_error_s:.0f} s, n={asked}"
 
 
-def _calibration_error(forecasts: Sequence[tuple[float, bool]], *, bins: int = 10) -> float:
+def calibration_error(forecasts: Sequence[tuple[float, bool]], *, bins: int = 10) -> float:
     """Mean distance of stated probability and observed frequency, weighted over equal-width bins."""
     sums = [[0.0, 0.0] for _ in range(bins)]
     for probability, came in forecasts:

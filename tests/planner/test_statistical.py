@@ -13,13 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_agent.config import PlannerConfig
-from stream_agent.messages import ActionTotal, Clip, FrameHeader, Memory, Plan, PlanRequest
+from stream_agent.messages import ActionTotal, Clip, FrameHeader, InstrumentUse, Memory, Plan, PlanRequest, RankedAction
 from stream_agent.planner.protocol import Planner
 from stream_agent.planner.statistical import StatisticalPlanner
 from stream_agent.procedure import load_pack
 
 PACKS = {name: load_pack(Path(name)) for name in ("cholecystectomy", "hysterectomy")}
 NEAR = FrameHeader(stream_id="s", session_id="x", seq=42, pts_s=900.0, captured_ns=5_000_000_000)
+
+
+USES = st.builds(
+    InstrumentUse,
+    seen_s=st.floats(0, 1e5),
+    uses=st.integers(0, 10_000),
+    taken_pts_s=st.floats(0, 1e5),
+    last_pts_s=st.none() | st.floats(0, 1e5),
+    recent=st.tuples(*[st.floats(0, 1)] * 4),
+)
 
 
 def request_of(
@@ -82,6 +92,7 @@ def test_any_history_gives_three_sound_ranked_actions(name: str, data: st.DataOb
         horizon=data.draw(st.integers(1, 10)),
         folded=folded,
         instruments=tuple(data.draw(st.lists(st.floats(0, 1), max_size=9))),
+        instrument_use=tuple(data.draw(st.lists(USES, max_size=9))),
     )
     plan = planner(name).plan(request)
     assert_sound(plan, name)
@@ -100,7 +111,9 @@ def test_the_plan_speaks_of_the_near_frame_and_names_what_made_it() -> None:
     assert (plan.seq, plan.pts_s, plan.captured_ns) == (42, 900.0, 5_000_000_000)
     assert plan.valid_until_ns == 7_000_000_000
     assert (plan.source, plan.planner, plan.request_id, plan.case_id) == ("statistical", "statistical", 7, "c")
-    assert plan.hashes.model == PACKS["cholecystectomy"].model.digest
+    pack = PACKS["cholecystectomy"]
+    assert pack.ensemble is not None
+    assert plan.hashes.model == f"{pack.model.digest}+{pack.ensemble.digest}"
     assert plan.hashes.knowledge == PACKS["cholecystectomy"].knowledge_digest
 
 
@@ -125,10 +138,47 @@ def test_a_rationale_cites_the_counts_of_the_model_file() -> None:
     plan = planner().plan(request_of(current="Coagulation", folded=(ActionTotal("Dissection", 1, 60.0),)))
     counts = next(entry.next for entry in pack.model.file.counts if entry.context == ("Coagulation",))
     for entry in plan.ranked:
-        assert entry.rationale == (
+        assert entry.rationale.startswith(
             f"after Coagulation → {entry.action} ({counts.get(entry.action, 0):g} of {sum(counts.values()):g} such "
             f"moments in {pack.model.file.procedures} procedures)"
         )
+
+
+def used(*recently: str, now_s: float = 360.0) -> tuple[InstrumentUse, ...]:
+    """Every instrument of the pack: those named were taken up three seconds ago, the others never."""
+    return tuple(
+        InstrumentUse(seen_s=3.0, uses=1, taken_pts_s=now_s - 3, last_pts_s=now_s, recent=(0.63, 0.26, 0.1, 0.03))
+        if name in recently
+        else InstrumentUse(recent=(0.0,) * 4)
+        for name in PACKS["cholecystectomy"].instruments
+    )
+
+
+def test_an_instrument_just_taken_up_changes_the_ranking_and_is_cited() -> None:
+    subject = planner()
+
+    def clipping(*recently: str) -> RankedAction:
+        request = request_of("Tissue Retraction", current="Dissection", current_s=300.0, instrument_use=used(*recently))
+        return next(entry for entry in subject.plan(request).ranked if entry.action == "Vessel Clipping")
+
+    assert clipping("Clipper", "Grasper").probability > 2 * clipping("Hook", "Grasper").probability
+    assert "Clipper in the last" in clipping("Clipper", "Grasper").rationale
+    assert "such moments in 35 procedures" in clipping("Clipper", "Grasper").rationale
+
+
+def test_without_instruments_it_answers_from_labels_and_time() -> None:
+    plan = planner().plan(request_of("Tissue Retraction", current="Dissection"))
+    assert_sound(plan, "cholecystectomy")
+    assert not any(name in entry.rationale for entry in plan.ranked for name in ("Clipper", "Hook"))
+
+
+def test_it_abstains_below_the_configured_confidence_and_says_so() -> None:
+    request = request_of("Tissue Retraction", current="Dissection")
+    plan = StatisticalPlanner(PACKS["cholecystectomy"], PlannerConfig(abstain_below=0.99)).plan(request)
+    assert plan.abstained
+    assert plan.ranked == ()
+    assert "is below 0.99" in plan.abstain_reason
+    assert not planner().plan(request).abstained
 
 
 def test_a_pack_without_recordings_says_so_in_every_rationale() -> None:
@@ -187,11 +237,17 @@ def test_the_same_request_gives_the_same_plan_whatever_was_asked_before() -> Non
 
 
 def test_a_plan_takes_well_under_a_millisecond() -> None:
-    """Measured on one core with 64 clips: p50 0.05 ms, p99 0.2 to 0.3 ms; the bound allows a busy machine."""
+    """On one core with 64 clips and instruments; docs/model_card_statistical.md says how long; the bound allows a busy machine."""
     subject = planner()
     actions = PACKS["cholecystectomy"].action_names
     requests = [
-        request_of(*(actions[place % 5] for place in range(64)), current=current, current_s=current_s, horizon=10)
+        request_of(
+            *(actions[place % 5] for place in range(64)),
+            current=current,
+            current_s=current_s,
+            horizon=10,
+            instrument_use=used("Hook", "Grasper"),
+        )
         for current in actions
         for current_s in (0.0, 30.0, 900.0)
     ]

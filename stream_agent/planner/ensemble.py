@@ -1,0 +1,265 @@
+"""The fitted model over the structured memory: small forests and a multinomial logistic model, averaged per head.
+
+Two heads see different features (planner/features.py): `labels` looks at clips and time, `full` at the use of instruments
+too, and answers only where instruments were observed. A head's probability of action a given features x and the back-off
+distribution q of the n-gram is
+
+    p(a) ∝ ((1 - s) mean_m p_m(a | x) + s q(a)) ** sharpness,   a ≠ current
+
+with the mean over its forests (mean leaf distribution over all trees) and its logistic model, s the share of the n-gram.
+The file is JSON of numbers, checked before use; nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_agent.errors import ConfigError
+from stream_agent.located_yaml import read_text
+from stream_agent.messages import Memory
+from stream_agent.planner.features import instrument_features, instrument_names, label_features, label_names, spoken
+
+SCHEMA: Final = 1
+FILE_NAME: Final = "ensemble.json"
+MOST_BYTES: Final = 1_000_000
+_FARTHEST: Final = 5.0
+_LOOKED_AT: Final = 12
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Forest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Trees end to end, nodes in one list; a leaf has feature -1.
+
+    Attributes:
+        roots: First node of each tree.
+        feature: Feature compared per node, -1 at a leaf.
+        threshold: Left when the feature is at most this.
+        left: Node to the left; at a leaf, its row of `leaves`. The right child follows as `right`.
+        right: Node to the right; 0 at a leaf.
+        leaves: Per mille per action at each leaf.
+    """
+
+    roots: tuple[int, ...]
+    feature: tuple[int, ...]
+    threshold: tuple[float, ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    leaves: tuple[tuple[int, ...], ...]
+
+
+class Linear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """softmax(weights (x - mean) / scale + bias), the standardised features cut off at 5."""
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+
+
+class HeadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One head; `ngram_share` is s of the formula above."""
+
+    features: tuple[str, ...]
+    ngram_share: Share
+    sharpness: Annotated[float, msgspec.Meta(gt=0, le=10)]
+    linear: Linear
+    forests: Annotated[tuple[Forest, ...], msgspec.Meta(max_length=4)]
+
+
+class EnsembleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `ensemble.json` holds."""
+
+    version: int
+    statement: Annotated[str, msgspec.Meta(min_length=1, max_length=4000)]
+    actions: tuple[str, ...]
+    instruments: tuple[str, ...]
+    labels: HeadFile
+    full: HeadFile | None = None
+
+
+class Head:
+    """One head, ready to answer."""
+
+    def __init__(self, file: HeadFile, actions: int) -> None:
+        """Check and index `file`.
+
+        Raises:
+            ConfigError: Its parts contradict each other.
+        """
+        _check(file, actions)
+        self.file = file
+        self._mean = np.array(file.linear.mean)
+        self._scale = np.array(file.linear.scale)
+        self._weights = np.array(file.linear.weights)
+        self._bias = np.array(file.linear.bias)
+        self._forests = [_Trees(forest) for forest in file.forests]
+
+    def probabilities(self, features: Sequence[float]) -> NDArray[np.float64]:
+        """Mean of the members, every action included, (actions,)."""
+        x = np.array(features)
+        total = _softmax(self._weights @ self._standard(x) + self._bias)
+        for trees in self._forests:
+            total = total + trees.probabilities(x)
+        mean: NDArray[np.float64] = total / (1 + len(self._forests))
+        return mean
+
+    def pull(self, features: Sequence[float], action: int) -> NDArray[np.float64]:
+        """What each feature adds to the linear score of `action` beyond its mean over all actions, (features,)."""
+        weights: NDArray[np.float64] = self._weights[action] - self._weights.mean(0)
+        return weights * self._standard(np.array(features))
+
+    def _standard(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        standard: NDArray[np.float64] = np.clip((x - self._mean) / self._scale, -_FARTHEST, _FARTHEST)
+        return standard
+
+
+class Ensemble:
+    """Both heads; nothing about it changes."""
+
+    def __init__(self, file: EnsembleFile, *, digest: str = "") -> None:
+        """Check and index `file`.
+
+        Raises:
+            ConfigError: Its parts contradict each other or are for other features than are read here.
+        """
+        if file.version != SCHEMA:
+            raise ConfigError(f"version={file.version} is not {SCHEMA}, which is read here; fit the model again")
+        names = label_names(file.actions)
+        if file.labels.features != names:
+            raise ConfigError("labels.features are not those read here; fit the model again")
+        if file.full is not None and file.full.features != names + instrument_names(file.instruments):
+            raise ConfigError("full.features are not those read here; fit the model again")
+        self.file = file
+        self.digest = digest
+        self.labels = Head(file.labels, len(file.actions))
+        self.full = None if file.full is None else Head(file.full, len(file.actions))
+
+    def head(self, memory: Memory) -> tuple[Head, list[float]]:
+        """The head that fits what `memory` holds, and the features it looks at."""
+        features = label_features(memory, self.file.actions)
+        if self.full is None or not memory.instrument_use:
+            return self.labels, features
+        return self.full, features + instrument_features(memory, self.file.instruments)
+
+    def probabilities(self, memory: Memory, back_off: Mapping[str, float]) -> dict[str, float]:
+        """Probability of each action of `back_off` (the n-gram's answer, without the current action); sums to 1."""
+        head, features = self.head(memory)
+        return self.mixed(head, head.probabilities(features), back_off)
+
+    def mixed(self, head: Head, own: NDArray[np.float64], back_off: Mapping[str, float]) -> dict[str, float]:
+        """A head's own distribution over all actions, with the n-gram's share, sharpened and without the current one."""
+        answer = dict(zip(self.file.actions, own.tolist(), strict=True))
+        kept = math.fsum(answer[action] for action in back_off)
+        share, sharpness = head.file.ngram_share, head.file.sharpness
+        powers = {
+            action: max((1 - share) * answer[action] / kept + share * prior, 1e-6) ** sharpness
+            for action, prior in back_off.items()
+        }
+        total = math.fsum(powers.values())
+        return {action: power / total for action, power in powers.items()}
+
+    def reasons(self, head: Head, features: Sequence[float], action: str) -> list[str]:
+        """Observations that speak for `action` in the head's linear member, the strongest first, with their values."""
+        pull = head.pull(features, self.file.actions.index(action))
+        strongest = np.argsort(-pull, kind="stable")[:_LOOKED_AT].tolist()
+        told = (spoken(head.file.features[place], features[place]) for place in strongest if pull[place] > 0)
+        return [text for text in told if text]
+
+
+class _Trees:
+    """All trees of a forest walked at once; leaves lead to themselves."""
+
+    def __init__(self, forest: Forest) -> None:
+        feature = np.array(forest.feature)
+        leaf = feature < 0
+        own = np.arange(len(feature))
+        self._roots = np.array(forest.roots)
+        self._feature = np.where(leaf, 0, feature)
+        self._threshold = np.array(forest.threshold)
+        self._children = np.stack([np.where(leaf, own, forest.right), np.where(leaf, own, forest.left)], axis=1)
+        self._row = np.where(leaf, forest.left, 0)
+        leaves = np.array(forest.leaves, dtype=np.float64)
+        self._leaves = leaves / leaves.sum(1, keepdims=True)
+        self._depth = _depth(forest)
+
+    def probabilities(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        node = self._roots
+        for _ in range(self._depth):
+            below = (x[self._feature[node]] <= self._threshold[node]).astype(np.intp)
+            node = self._children[node, below]
+        mean: NDArray[np.float64] = self._leaves[self._row[node]].mean(0)
+        return mean
+
+
+def load_ensemble(path: Path) -> Ensemble:
+    """The model in an `ensemble.json`.
+
+    Raises:
+        ConfigError: It is not one; the file and the remedy are named.
+    """
+    raw = read_text(path, max_bytes=MOST_BYTES).encode()
+    try:
+        return Ensemble(msgspec.json.decode(raw, type=EnsembleFile), digest=hashlib.sha256(raw).hexdigest()[:12])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}:1: {error}; fit the model again") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}:1: {error}") from error
+
+
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(scores - scores.max())
+    whole: NDArray[np.float64] = powers / powers.sum()
+    return whole
+
+
+def _depth(forest: Forest) -> int:
+    """Steps from a root to the deepest leaf; children come after their parent."""
+    depth = [0] * len(forest.feature)
+    for node in range(len(depth) - 1, -1, -1):
+        if forest.feature[node] >= 0:
+            depth[node] = 1 + max(depth[forest.left[node]], depth[forest.right[node]])
+    return max(depth)
+
+
+def _check(file: HeadFile, actions: int) -> None:
+    """Refuse numbers that cannot be walked or summed.
+
+    Raises:
+        ConfigError: The first that cannot.
+    """
+    width = len(file.features)
+    linear = file.linear
+    rows = (linear.mean, linear.scale, *linear.weights)
+    if any(len(row) != width for row in rows) or len(linear.weights) != actions or len(linear.bias) != actions:
+        raise ConfigError("a linear model is not of its features' and actions' size; fit the model again")
+    if not all(math.isfinite(value) for row in (*rows, linear.bias) for value in row) or min(linear.scale) <= 0:
+        raise ConfigError("a linear model holds values that are not finite, or scales of 0; fit the model again")
+    for forest in file.forests:
+        _check_forest(forest, width, actions)
+
+
+def _check_forest(forest: Forest, width: int, actions: int) -> None:
+    nodes = len(forest.feature)
+    if nodes == 0 or not forest.roots or not len(forest.threshold) == len(forest.left) == len(forest.right) == nodes:
+        raise ConfigError("a forest's lists are not of one length; fit the model again")
+    if not all(0 <= root < nodes for root in forest.roots) or not all(map(math.isfinite, forest.threshold)):
+        raise ConfigError("a forest has a root or threshold that is none; fit the model again")
+    for node, (feature, left, right) in enumerate(zip(forest.feature, forest.left, forest.right, strict=True)):
+        sound = (
+            0 <= left < len(forest.leaves)
+            if feature == -1
+            else 0 <= feature < width and node < left < nodes and node < right < nodes
+        )
+        if not sound:
+            raise ConfigError(f"node {node} of a forest leads nowhere; fit the model again")
+    if any(len(leaf) != actions or min(leaf) < 0 or sum(leaf) <= 0 for leaf in forest.leaves):
+        raise ConfigError("a leaf is no distribution over the actions; fit the model again")

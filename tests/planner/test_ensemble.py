@@ -1,0 +1,130 @@
+"""The model file: walked as written, and refused when anything in it is not what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from stream_agent.errors import ConfigError
+from stream_agent.messages import InstrumentUse, Memory
+from stream_agent.planner.ensemble import Ensemble, EnsembleFile, Forest, HeadFile, Linear, load_ensemble
+from stream_agent.planner.features import instrument_names, label_names
+from stream_agent.procedure import load_pack
+
+ACTIONS = ("cut", "hold", "clip")
+INSTRUMENTS = ("hook",)
+LABELS = label_names(ACTIONS)
+FULL = LABELS + instrument_names(INSTRUMENTS)
+STUMP = Forest(
+    roots=(0,),
+    feature=(0, -1, -1),
+    threshold=(0.5, 0.0, 0.0),
+    left=(1, 0, 1),
+    right=(2, 0, 0),
+    leaves=((500, 300, 200), (0, 200, 800)),
+)
+
+
+def head_file(features: tuple[str, ...], forest: Forest = STUMP, **more: Any) -> HeadFile:
+    width = len(features)
+    linear = Linear((0.0,) * width, (1.0,) * width, ((0.0,) * width,) * 3, (0.0,) * 3)
+    parts: dict[str, Any] = {
+        "features": features,
+        "ngram_share": 0.5,
+        "sharpness": 1.0,
+        "linear": linear,
+        "forests": (forest,),
+    }
+    return HeadFile(**(parts | more))
+
+
+def file_of(**more: Any) -> EnsembleFile:
+    parts: dict[str, Any] = {
+        "version": 1,
+        "statement": "Made up.",
+        "actions": ACTIONS,
+        "instruments": INSTRUMENTS,
+        "labels": head_file(LABELS),
+        "full": head_file(FULL),
+    }
+    return EnsembleFile(**(parts | more))
+
+
+def memory_of(current: str | None = "cut", *uses: InstrumentUse) -> Memory:
+    return Memory(stream_id="", session_id="", case_id="", now_pts_s=9.0, current=current, instrument_use=uses)
+
+
+def test_the_answer_is_the_mean_of_the_members_mixed_with_the_back_off() -> None:
+    """Current is cut: the stump goes right, (0, .2, .8); the linear member says thirds; half of it is the n-gram's."""
+    found = Ensemble(file_of()).probabilities(memory_of(), {"hold": 0.9, "clip": 0.1})
+    hold, clip = (1 / 3 + 0.2) / 2, (1 / 3 + 0.8) / 2
+    assert found["hold"] == pytest.approx(0.5 * hold / (hold + clip) + 0.45)
+    assert sum(found.values()) == pytest.approx(1)
+    assert set(found) == {"hold", "clip"}
+
+
+def test_the_head_is_chosen_by_what_was_observed() -> None:
+    model = Ensemble(file_of())
+    assert model.head(memory_of())[0] is model.labels
+    assert model.head(memory_of("cut", InstrumentUse(recent=(0.0,) * 4)))[0] is model.full
+    assert Ensemble(file_of(full=None)).full is None
+
+
+def test_sharpness_above_one_makes_the_likely_likelier() -> None:
+    soft = Ensemble(file_of()).probabilities(memory_of(), {"hold": 0.5, "clip": 0.5})
+    sharp = Ensemble(file_of(labels=head_file(LABELS, sharpness=2.0))).probabilities(
+        memory_of(), {"hold": 0.5, "clip": 0.5}
+    )
+    assert sharp["clip"] > soft["clip"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": 2}, "version=2 is not 1"),
+        ({"labels": head_file(FULL)}, "labels.features are not those read here"),
+        ({"full": head_file(LABELS)}, "full.features are not those read here"),
+        ({"labels": head_file(LABELS, linear=Linear((), (), (), ()))}, "not of its features"),
+        (
+            {"labels": head_file(LABELS, msgspec.structs.replace(STUMP, left=(0, 0, 1)))},
+            "node 0 of a forest leads nowhere",
+        ),
+        (
+            {"labels": head_file(LABELS, msgspec.structs.replace(STUMP, left=(1, 0, 7)))},
+            "node 2 of a forest leads nowhere",
+        ),
+        ({"labels": head_file(LABELS, msgspec.structs.replace(STUMP, feature=(99, -1, -1)))}, "leads nowhere"),
+        ({"labels": head_file(LABELS, msgspec.structs.replace(STUMP, roots=(3,)))}, "a root or threshold that is none"),
+        ({"labels": head_file(LABELS, msgspec.structs.replace(STUMP, right=(2,)))}, "not of one length"),
+        (
+            {"labels": head_file(LABELS, msgspec.structs.replace(STUMP, leaves=((0, 0, 0), (1, 1, 1))))},
+            "no distribution",
+        ),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Ensemble(file_of(**change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"version": 1}', '{"version": "x"}'])
+def test_a_broken_file_is_named_with_its_remedy(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ensemble.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"ensemble.json:1: .*fit the model again"):
+        load_ensemble(path)
+
+
+def test_a_file_for_another_pack_stops_the_start(tmp_path: Path) -> None:
+    source = load_pack(Path("cholecystectomy")).folder
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    for name in ("pack.yaml", "rules.yaml", "knowledge.md", "planner.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    assert load_pack(folder).ensemble is None
+    (folder / "ensemble.json").write_bytes(msgspec.json.encode(file_of()))
+    with pytest.raises(ConfigError, match=r"are not those of pack\.yaml in its order; fit the model again"):
+        load_pack(folder)
