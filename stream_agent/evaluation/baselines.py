@@ -6,7 +6,6 @@ the source leaves that open and this is what we took it to mean.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 import shlex
@@ -16,17 +15,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from stream_agent.errors import BackendError
 from stream_agent.evaluation.dataset import ACTIONS
-from stream_agent.evaluation.protocols import Baseline, Forecast, NotRunError, Training
+from stream_agent.evaluation.protocols import Forecast, NotRunError, Training
 from stream_agent.evaluation.samples import LONGEST_CHAIN, Question, Sample, Videos, as_memory
 from stream_agent.messages import PlanRequest
 
 if TYPE_CHECKING:
     from stream_agent.planner.protocol import Planner
-    from stream_agent.training.statistical import Videos as ClipVideos
 
 CONSTANT = "Dissection"
 """The most frequent action; always saying it gives the published top-1 numbers of the Qwen2.5 rows."""
@@ -374,38 +372,6 @@ def median_durations(videos: Videos) -> dict[str, float]:
             lengths[clip.action].append(following.start_s - clip.start_s)
     everything = [length for values in lengths.values() for length in values] or [0]
     return {action: float(statistics.median(lengths[action] or everything)) for action in ACTIONS}
-
-
-def ngram_planner(training: Training) -> Planner:
-    """The shipped pack's statistical planner with its label model fitted on the fold: settings chosen inside it, too."""
-    from stream_agent.config import PlannerConfig
-    from stream_agent.planner.ngram import NgramModel
-    from stream_agent.planner.statistical import StatisticalPlanner
-    from stream_agent.procedure import load_pack
-    from stream_agent.training import statistical as trainer
-
-    videos: ClipVideos = {name: tuple(clips) for name, clips in training.videos.items()}
-    order, concentration = trainer.choose(videos, videos, held_out=frozenset())
-    model = trainer.fit(videos, videos, order=order, concentration=concentration, held_out=frozenset())
-    pack = load_pack(Path("cholecystectomy"))
-    # whatever else the shipped pack holds of fitted models has seen the videos that are asked about
-    fitted: dict[str, Any] = {field.name: None for field in dataclasses.fields(pack) if field.name == "ensemble"}
-    fitted["model"] = NgramModel(model)
-    return StatisticalPlanner(dataclasses.replace(pack, **fitted), PlannerConfig())
-
-
-def all_baselines(*, frames: Path | None, backend: TextBackend | None) -> tuple[Baseline, ...]:
-    """Every planner of the evaluation, in the order of its tables."""
-    return (
-        Constant(),
-        Frequency(),
-        FrequencyMinusLast(),
-        MostProb(),
-        MostProbGoal(),
-        Ps(frames),
-        AntGpt(backend),
-        PackPlanner("statistical", ngram_planner),
-    )
 
 
 def _frequencies(training: Training) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import statistics
 import time
 from collections import Counter
@@ -50,7 +51,8 @@ def build(cholect50: Path, sap: Path | None, out: Path) -> int:
     if sap is not None:
         authors = load_sap(sap)
         taken = {name: chosen for name, chosen in authors.items() if name not in labelled}
-        _print_agreement(labelled, authors, clip_by_clip=False)
+        if authors.keys() & labelled.keys():
+            _print_agreement(labelled, authors, clip_by_clip=False)
     _write(out, encode_videos(made | taken))
     click.echo(
         f"{out}: {len(made)} videos by rule, {len(taken)} as the authors annotated them; {_counted(made | taken)}"
@@ -133,8 +135,9 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from stream_agent.evaluation import report
-    from stream_agent.evaluation.baselines import AntGpt, CommandBackend, all_baselines
+    from stream_agent.evaluation.baselines import AntGpt, CommandBackend
     from stream_agent.evaluation.dataset import load_presence, load_sap, read_annotation
+    from stream_agent.evaluation.lineup import all_baselines
     from stream_agent.evaluation.protocols import PROTOCOLS, run, steps
 
     began = time.monotonic()
@@ -164,6 +167,16 @@ def evaluate(
         )
     made = report.report(done, videos)
     about: dict[str, object] = {
+        "command": _command(
+            sap=[sap],
+            signals=[signals],
+            frames=[frames],
+            text_backend=[text_backend],
+            exclude=left_out,
+            only=scored,
+            protocol=protocols,
+            planner=planners,
+        ),
         "version": __version__,
         "annotation": f"{sap.name}, sha256 {hashlib.sha256(read_annotation(sap)).hexdigest()[:12]}",
         "videos": len(videos),
@@ -242,6 +255,16 @@ def _print_agreement(
 
 def _names(given: Iterable[str]) -> list[str]:
     return sorted({name.strip() for part in given for name in part.split(",") if name.strip()})
+
+
+def _command(**options: Sequence[object]) -> str:
+    """The command line that gives the same numbers."""
+    words = ["run_agent.py", "evaluate"]
+    for name, values in options.items():
+        for value in values:
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+    return f"`{shlex.join(words)} --out DIR`"
 
 
 def _counted(videos: Videos) -> str:

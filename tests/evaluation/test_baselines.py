@@ -22,9 +22,9 @@ from stream_agent.evaluation.baselines import (
     Ps,
     SequenceModel,
     map_actions,
-    ngram_planner,
 )
 from stream_agent.evaluation.dataset import ACTIONS, TRAIN_VIDEOS, SapClip, load_sap
+from stream_agent.evaluation.lineup import ngram_planner
 from stream_agent.evaluation.protocols import Forecast, NotRunError, Predictor, Training, run
 from stream_agent.evaluation.samples import Question, Sample
 

@@ -65,6 +65,10 @@ def test_only_and_exclude_take_lists(sap: Path, tmp_path: Path, made_videos: Mad
     samples = sum(clip.is_sample for clips in made_videos.values() for clip in clips)
     chosen = sum(clip.is_sample for name in ("VID05", "VID18") for clip in made_videos[name])
     assert {row["n"] for row in rows(tmp_path / "only")} == {chosen}
+    about = json.loads((tmp_path / "only" / "details.json").read_text())["about"]
+    assert about["command"] == (
+        f"`run_agent.py evaluate --sap {sap} --only VID05 --only VID18 --protocol 5fold --planner most_prob --out DIR`"
+    )
     assert {row["n"] for row in rows(tmp_path / "rest")} == {samples - chosen}
 
 
@@ -145,6 +149,15 @@ def test_build_makes_a_file_that_evaluate_reads(
     assert call("evaluate", "--sap", made, "--out", tmp_path, "--planner", "frequency", "--protocol", "official") == 0
     assert call("dataset", "build", "--cholect50", tmp_path / "t50", "--out", tmp_path / "no" / "made.json") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_build_takes_videos_that_the_authors_do_not_have(
+    tmp_path: Path, sap: Path, label_file: LabelFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label_file(tmp_path / "VID999.json", {str(second): [2 if second < 30 else 4] for second in range(60)})
+    made = tmp_path / "made.json"
+    assert call("dataset", "build", "--cholect50", tmp_path, "--sap", sap, "--out", made) == 0
+    assert "1 videos by rule, 50 as the authors annotated them" in capsys.readouterr().out
 
 
 def test_verify_tells_clip_by_clip(
