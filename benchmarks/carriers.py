@@ -1,7 +1,7 @@
 """The ways of carrying a frame from one process to another that transport.py and staleness.py compare.
 
-Each is a sending and a receiving end. `prepare` puts a stamped picture where the method's producer would have it, outside
-the measured time: our ring and iceoryx2 decode in place, the others get a new array per frame, as a decoder returns it.
+Each is a sending and a receiving end. `prepare` writes a stamped picture to where the method's producer would decode it,
+outside the measured time: a slot for our ring and iceoryx2, a new array per frame for the others, as a decoder returns it.
 `send` is what is timed, until the receiving end holds an array. imagezmq and NetGear carry pictures as OpenCV hands them
 out, BGR, which is what they are made for and twice the bytes of our YUV 4:2:0 planes; their `…_planes` variants, and all
 others, carry the same planes as ours. Peers use `ipc://` where they can, their own defaults otherwise.
@@ -192,6 +192,7 @@ class _OursSending:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outlet = RingOutlet(HeaderSender(self._context, place.endpoint), SLOTS)
         self._picture = place.load_picture()
+        self._frame = self._picture.copy()
         for _ in range(SLOTS):  # every slot holds a picture before the first is measured
             np.copyto(self._outlet.planes(place.width, place.height), self._picture)
             self._outlet.publish(_header(place, 0))
@@ -200,12 +201,14 @@ class _OursSending:
 
     def prepare(self, seq: int) -> None:
         place = self._place
-        _stamp(self._picture if self.copies else self._outlet.planes(place.width, place.height), seq)
+        decoded = self._frame if self.copies else self._outlet.planes(place.width, place.height)
+        np.copyto(decoded, self._picture)
+        _stamp(decoded, seq)
         self._header = _header(place, seq)
 
     def send(self, _seq: int) -> None:
         if self.copies:
-            np.copyto(self._outlet.planes(self._place.width, self._place.height), self._picture)
+            np.copyto(self._outlet.planes(self._place.width, self._place.height), self._frame)
         self._outlet.publish(self._header)
 
     def close(self) -> None:
@@ -277,9 +280,12 @@ class _FloorSending:
         self._socket.sndhwm = _QUEUE
         self._socket.bind(place.endpoint)
         self.address = place.endpoint
+        self._picture = place.load_picture()
+        self._frame = self._picture.copy()
 
     def prepare(self, seq: int) -> None:
-        pass
+        np.copyto(self._frame, self._picture)
+        _stamp(self._frame, seq)
 
     def send(self, seq: int) -> None:
         self._socket.send(seq.to_bytes(8, "little"), zmq.NOBLOCK)
@@ -318,13 +324,15 @@ class _MemcpySending:
 
     def __init__(self, place: Place) -> None:
         self._picture = place.load_picture()
+        self._frame = self._picture.copy()
         self._slots = [self._picture.copy() for _ in range(SLOTS)]
 
     def prepare(self, seq: int) -> None:
-        _stamp(self._picture, seq)
+        np.copyto(self._frame, self._picture)
+        _stamp(self._frame, seq)
 
     def send(self, seq: int) -> None:
-        np.copyto(self._slots[seq % SLOTS], self._picture)
+        np.copyto(self._slots[seq % SLOTS], self._frame)
 
     def close(self) -> None:
         pass
@@ -427,7 +435,7 @@ class _NetgearReceiving:
         return _arrival(self._gear.recv())
 
     def close(self) -> None:
-        self._gear.close()
+        pass  # it closes its socket under the thread that reads from it, which libzmq answers with an abort
 
 
 class _PyzmqSending(_NewArrays):
@@ -501,12 +509,14 @@ class _IceoryxSending:
         self._bytes = planes_bytes(place.width, place.height)
         self._publisher = self._ends.frames.publisher_builder().initial_max_slice_len(self._bytes).create()
         self._notifier = self._ends.wake.notifier_builder().create()
+        self._picture = place.load_picture().reshape(-1)
         self._sample: Any = None
 
     def prepare(self, seq: int) -> None:
         self._sample = self._publisher.loan_slice_uninit(self._bytes)
-        view = self._sample.payload().as_memory_view()
-        _stamp(np.frombuffer(view, np.uint8), seq)
+        decoded = np.frombuffer(self._sample.payload().as_memory_view(), np.uint8)
+        np.copyto(decoded, self._picture)
+        _stamp(decoded, seq)
 
     def send(self, _seq: int) -> None:
         self._sample.assume_init().send()
@@ -547,15 +557,14 @@ class _SharedMemorySending:
         size = planes_bytes(place.width, place.height)
         self._memory = shared_memory.SharedMemory(create=True, size=SLOTS * size)
         self._slots = [_slot(self._memory, slot, place) for slot in range(SLOTS)]
-        picture = place.load_picture()
-        for planes in self._slots:
-            np.copyto(planes, picture)
+        self._picture = place.load_picture()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sender = HeaderSender(self._context, place.endpoint)
         self._header = _header(place, 0)
         self.address = self._memory.name
 
     def prepare(self, seq: int) -> None:
+        np.copyto(self._slots[seq % SLOTS], self._picture)
         _stamp(self._slots[seq % SLOTS], seq)
         self._header = _header(self._place, seq)
 

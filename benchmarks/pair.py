@@ -1,7 +1,8 @@
 """A sending and a receiving process around one carrier, both open for the whole benchmark and idle between rounds.
 
-The sending end keeps its frame rate whatever the receiver does (open loop): a frame is prepared, waits until it is due and
-is sent; when sending itself takes longer than the interval the next one is due at once. Times are `CLOCK_MONOTONIC` of one
+The sending end keeps its frame rate whatever the receiver does (open loop): when a frame is due its picture is written and
+it is sent at once, as with a camera; or, as with a file played at its own pace, the picture is written first and waits until
+it is due (`waits`). When sending takes longer than the interval the next frame is due at once. Times are `CLOCK_MONOTONIC` of one
 host, so one-way latencies are differences. Between rounds the sender is silent and the receiver empties what is queued.
 """
 
@@ -102,17 +103,17 @@ class Pair:
         kind, content = _heard(self._receiver, _OPEN_S)
         return "" if kind == "open" else str(content)
 
-    def run(self, interval_s: float, task: Collect | Consume) -> Round:
+    def run(self, interval_s: float, task: Collect | Consume, *, waits: bool = False) -> Round:
         """Send at a fixed rate while the receiver does its task."""
         if self.method == "memcpy":
             assert isinstance(task, Collect)
-            self._sender.send((self._seq, interval_s))
+            self._sender.send((self._seq, interval_s, waits))
             time.sleep((task.skip + task.count) * interval_s)
             calls = self._stop_sending()[task.skip :]
             copies_ms = [(after - before) / 1e6 for _, before, after in calls]
             return Round(copies_ms, copies_ms, len(copies_ms))
         self._receiver.send(task)
-        self._sender.send((self._seq, interval_s))
+        self._sender.send((self._seq, interval_s, waits))
         arrivals: list[tuple[int, int]] = _heard(self._receiver, 120.0)[1]
         calls = self._stop_sending()
         self._receiver.send("halt")
@@ -200,15 +201,18 @@ def _sending_process(method: str, place: Place, pipe: Connection) -> None:
     pipe.send(("open", end.address))
     try:
         while True:
-            seq, interval_s = pipe.recv()
+            seq, interval_s, waits = pipe.recv()
             calls: list[tuple[int, int, int]] = []
             due_s = time.monotonic()
             while not pipe.poll():
-                end.prepare(seq)
+                if waits:
+                    end.prepare(seq)
                 due_s = max(due_s + interval_s, time.monotonic() - interval_s)
                 wait_s = due_s - time.monotonic()
                 if wait_s > 0:
                     time.sleep(wait_s)
+                if not waits:
+                    end.prepare(seq)
                 before_ns = time.monotonic_ns()
                 end.send(seq)
                 calls.append((seq, before_ns, time.monotonic_ns()))
