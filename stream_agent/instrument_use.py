@@ -64,3 +64,11 @@ class InstrumentUseTracker:
     def snapshot(self) -> tuple[InstrumentUse, ...]:
         """Use per instrument, in pack order."""
         return tuple(self._uses)
+
+
+def use_after(rows: Sequence[Sequence[float]], instruments: int) -> tuple[InstrumentUse, ...]:
+    """Use after 1 Hz rows of the seconds 0, 1, … as the memory of a live case would hold it."""
+    tracker = InstrumentUseTracker(instruments)
+    for second, row in enumerate(rows):
+        tracker.observe(row, pts_s=float(second), step_s=1.0 if second else 0.0)
+    return tracker.snapshot()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_agent.instrument_use import RECENT_S, InstrumentUseTracker
+from stream_agent.instrument_use import RECENT_S, InstrumentUseTracker, use_after
 
 presence = st.lists(st.sampled_from([0.0, 0.4, 0.5, 1.0, math.nan]), max_size=4)
 
@@ -24,6 +24,12 @@ def test_seconds_times_and_uses_are_told_apart_per_instrument() -> None:
     first, second = watched((1, 0), (1, 0), (0, 1), *[(0, 1)] * 6, (1, 1)).snapshot()
     assert (first.seen_s, first.uses, first.taken_pts_s, first.last_pts_s) == (2.0, 2, 9.0, 9.0)
     assert (second.seen_s, second.uses, second.taken_pts_s, second.last_pts_s) == (8.0, 1, 2.0, 9.0)
+
+
+def test_replayed_rows_leave_what_watching_them_leaves() -> None:
+    rows = [(1, 0), (1, 0), (0, 1)]
+    assert use_after(rows, 2) == watched(*rows).snapshot()
+    assert use_after([], 2) == InstrumentUseTracker(2).snapshot()
 
 
 def test_a_short_gap_is_not_a_new_use() -> None:
