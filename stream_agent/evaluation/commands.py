@@ -137,7 +137,7 @@ def evaluate(
     from stream_agent.evaluation import report
     from stream_agent.evaluation.baselines import AntGpt, CommandBackend
     from stream_agent.evaluation.dataset import load_presence, load_sap, read_annotation
-    from stream_agent.evaluation.lineup import all_baselines
+    from stream_agent.evaluation.lineup import all_baselines, statistical_planner
     from stream_agent.evaluation.protocols import PROTOCOLS, run, steps
 
     began = time.monotonic()
@@ -185,6 +185,9 @@ def evaluate(
         "scored only": ", ".join(scored) or "all",
         "seconds": round(time.monotonic() - began, 1),
     }
+    if any(baseline.name == report.HEADLINE for baseline in baselines):
+        about[report.HEADLINE] = statistical_planner()[1]
+        click.echo(f"{report.HEADLINE}: {about[report.HEADLINE]}")
     for baseline in baselines:
         if isinstance(baseline, AntGpt) and baseline.asked:
             about["antgpt"] = f"{baseline.failures} words in {baseline.asked} answers name no action"

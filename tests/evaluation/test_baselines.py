@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,12 @@ from stream_agent.evaluation.baselines import (
     map_actions,
 )
 from stream_agent.evaluation.dataset import ACTIONS, TRAIN_VIDEOS, SapClip, load_sap
-from stream_agent.evaluation.lineup import ngram_planner
+from stream_agent.evaluation.lineup import memory_planner, ngram_planner
 from stream_agent.evaluation.protocols import Forecast, NotRunError, Predictor, Training, run
-from stream_agent.evaluation.samples import Question, Sample
+from stream_agent.evaluation.samples import Question, Sample, as_memory
+from stream_agent.messages import PlanRequest
+from stream_agent.planner.protocol import Planner
+from stream_agent.procedure import load_pack
 
 D, V, R, C, A = ACTIONS
 
@@ -203,6 +206,19 @@ def test_a_planner_of_the_product_is_asked_as_the_agent_asks_it() -> None:
     assert forecast.chain[0] == V
     assert len(forecast.chain) == len(forecast.onset_s) == 5
     assert asked(predictor).ranked
+
+
+@pytest.mark.parametrize("fit", [ngram_planner, memory_planner])
+def test_only_the_fold_has_taught_the_planner(fit: Callable[[Training], Planner]) -> None:
+    """Once the shipped pack's model over the memory, fitted on all training videos, answered in every fold."""
+    if fit is memory_planner:
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install stream-agent[train]")
+    shipped = load_pack(Path("cholecystectomy"))
+    planner = fit(TRAINING)
+    hashes = planner.plan(PlanRequest(request_id=1, memory=as_memory(question(R, D)), deadline_ns=2**62)).hashes
+    assert shipped.model.digest not in hashes.model
+    assert shipped.ensemble is not None
+    assert shipped.ensemble.digest not in hashes.model
 
 
 def test_the_known_figures_come_out(shared_data: Path) -> None:
