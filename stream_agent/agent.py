@@ -18,6 +18,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import cv2
 import msgspec
 import zmq
 
@@ -495,6 +496,7 @@ def run(config: AgentConfig, summary: Path | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             resources.callback(signal.signal, number, signal.signal(number, lambda *_: stopped.set()))
         agent = Agent(config, resources, stopped)
+        cv2.setNumThreads(1)  # a picture split over cores that decode the next one waits for the slower half
         gc.collect()
         gc.freeze()  # what start-up made lives as long as we do; a full collection of it would hold up a frame by 20 ms
         agent.run()

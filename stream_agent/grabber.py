@@ -42,6 +42,8 @@ from stream_agent.transport.wire import StreamEnd
 
 _SUBSCRIBER_WAIT_S = 10.0
 _LATE_S = 1.0
+REST_S = 0.005
+"""How long a paced source lets the agent have the cores before it decodes the next picture."""
 
 
 class GrabJob(msgspec.Struct, frozen=True):
@@ -285,6 +287,7 @@ class Grabber:
         """Decode each picture into its place, wait until it is due, and yield its media time and capture time."""
         pacer = Pacer(pace_factor(self._source_config))
         stop_s = self._source_config.stop_s
+        rest_s = 0.0
         for picture in source.pictures():
             if self._stopped() or (stop_s is not None and not source.live and picture.pts_s >= stop_s):
                 return
@@ -305,8 +308,13 @@ class Grabber:
                     self._notice(
                         "decoding cannot keep the source's pace: media time falls behind; lower source.pace or the resolution"
                     )
+                # Decoding the next picture at once would take the cores from whoever looks at this one, as a camera's
+                # decoder does not: it waits for the next packet. So rest first, when there is time to spare.
+                rest_s = REST_S if wait_s + rest_s > 2 * REST_S else 0.0
                 captured_ns = time.monotonic_ns()
             yield picture, pts_s, captured_ns
+            if rest_s and self._wait(rest_s):
+                return
 
     def _offset_s(self, source: Source) -> float:
         """What to add so that media time never goes back between sessions of one stream."""
