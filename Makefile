@@ -24,8 +24,8 @@ test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/bench
-	@for question in transport staleness decode end_to_end memory statistical; do \
-		$(BIN)/python -m benchmarks.$$question --quick || exit 1; done
+	@missed=0; for question in transport staleness decode end_to_end memory statistical; do \
+		$(BIN)/python -m benchmarks.$$question --quick || missed=1; done; exit $$missed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
