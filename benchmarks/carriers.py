@@ -485,7 +485,7 @@ class _Iceoryx:
 
         iox2.set_log_level(iox2.LogLevel.Error)
         self.iox2 = iox2
-        name = f"stream_agent/{place.folder.name}"
+        name = f"stream_agent/{place.folder.parent.name}"  # this run alone
         self.node = iox2.NodeBuilder.new().create(iox2.ServiceType.Ipc)
         self.frames = (
             self.node.service_builder(iox2.ServiceName.new(f"{name}/frames"))
