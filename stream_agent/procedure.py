@@ -5,6 +5,7 @@
     knowledge.md    surgical process, safety protocol and action descriptions, with sources; goes into prompts
     planner.json    the fitted label model (planner/ngram.py)
     ensemble.json   optional: the fitted model over the whole memory (planner/ensemble.py), which planner.json backs off
+    segmenter.json  optional: how long clips last and what follows what (perception/segmenter_model.py)
 
 Nothing in the code knows a procedure: another pack is another folder. A broken pack stops the start with one
 `ConfigError` that lists every mistake with its file, line and remedy. All files are data and are never run.
@@ -24,6 +25,8 @@ from stream_agent.config import Section, configs_directory
 from stream_agent.errors import ConfigError
 from stream_agent.located_yaml import LocatedYaml, Location, close_match, dotted, json_line, read_text
 from stream_agent.messages import RANKED, Memory, RankedAction
+from stream_agent.perception.segmenter_model import FILE_NAME as SEGMENTER_FILE
+from stream_agent.perception.segmenter_model import SegmenterModel, load_segmenter_model
 from stream_agent.planner.ensemble import FILE_NAME, Ensemble, load_ensemble
 from stream_agent.planner.ngram import NgramModel, load_model
 from stream_agent.rules import SEVERITIES, CaseFacts, CautionWhen, Condition, Label, Rule, Text
@@ -100,6 +103,7 @@ class ProcedurePack:
         rules: In file order.
         model: The fitted label model.
         ensemble: The fitted model over the whole memory; None when the pack has none.
+        segmenter_model: Fitted durations and order of actions; None when the pack has none.
     """
 
     name: str
@@ -115,6 +119,7 @@ class ProcedurePack:
     rules: tuple[Rule, ...]
     model: NgramModel
     ensemble: Ensemble | None
+    segmenter_model: SegmenterModel | None
     _digest: str
     _by_name: Mapping[str, ActionSpec] = field(repr=False)
 
@@ -199,8 +204,12 @@ def load_pack(path: Path) -> ProcedurePack:
     ensemble: Ensemble | None = None
     if (folder / FILE_NAME).exists():
         ensemble = _tried(lambda: load_ensemble(folder / FILE_NAME), complaints)
+    segmenter_model: SegmenterModel | None = None
     if sheet is not None:
         complaints.extend(_pack_mistakes(*sheet))
+        if (folder / SEGMENTER_FILE).exists():
+            names = tuple(spec.name for spec in sheet[1].actions)
+            segmenter_model = _tried(lambda: load_segmenter_model(folder / SEGMENTER_FILE, names), complaints)
         if ruling is not None:
             complaints.extend(_rule_mistakes(*ruling, sheet[1]))
         if model is not None:
@@ -224,6 +233,7 @@ def load_pack(path: Path) -> ProcedurePack:
         rules=ruling[1].rules,
         model=model,
         ensemble=ensemble,
+        segmenter_model=segmenter_model,
         _digest=_digest(folder),
         _by_name={spec.name: spec for spec in pack.actions},
     )

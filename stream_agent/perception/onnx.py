@@ -67,6 +67,9 @@ class OnnxRecogniser:
         except Exception as error:  # see above
             raise ConfigError(f"recogniser model {model} loads but does not run: {error}; {REMEDY}") from error
 
+    def reset(self) -> None:
+        """Nothing to forget: each frame is judged by itself."""
+
     def evidence(self, header: FrameHeader, thumbnail: Thumbnail | None) -> Evidence:
         """Evidence of one picture; empty without a picture or when the model's answer is not finite."""
         nothing = Evidence(seq=header.seq, pts_s=header.pts_s, recogniser=self.name)

@@ -42,12 +42,13 @@ class Perception:
         self._gate = gate
 
     def reset(self) -> None:
-        """Forget the last picture: a new session begins."""
+        """Forget what was seen: a new session begins."""
         self._gate.reset()
+        self.recogniser.reset()
 
     def evidence(self, header: FrameHeader, thumbnail: Thumbnail | None) -> Evidence:
         """Evidence of one frame; behind a closed gate only the reason, and no recogniser's work for a bad picture."""
-        if thumbnail is not None:
+        if thumbnail is not None and self.recogniser.name != "recorded":  # whose gate has spoken, on better pictures
             reason = self._gate.picture(thumbnail, header.pts_s)
             if reason:
                 return Evidence(seq=header.seq, pts_s=header.pts_s, gate=reason)
@@ -61,18 +62,21 @@ class Perception:
 def build_recogniser(
     config: RecogniserConfig, pack: PackNames, source_uri: str, timeline: Iterable[Clip] | None = None
 ) -> Recogniser:
-    """The configured recogniser; `auto` takes the timeline for a synthetic source, signals for a .csv, else the model.
+    """The configured recogniser; `auto` goes by the source.
 
+    That is the timeline for a synthetic one, signals for a .csv, what was perceived for a recorded .mcap, else the model.
     `timeline` is the synthetic source's own; `recogniser.labels` comes before it.
 
     Raises:
-        ConfigError: A label file, emission table or model is missing, damaged or for another pack.
+        ConfigError: A label file, signals table or model is missing, damaged or for another pack.
     """
     kind = config.kind
     if kind == "auto":
         kind = "timeline" if source_uri.startswith("synthetic:") else "onnx"
         if source_uri.lower().endswith(".csv"):
             kind = "signals"
+        elif source_uri.lower().endswith(".mcap"):
+            kind = "recorded"
     if kind == "timeline":
         from stream_agent.perception.timeline import TimelineRecogniser, load_labels
 
@@ -83,12 +87,15 @@ def build_recogniser(
                 f"recogniser.kind=timeline has no labels for {source_uri}; set recogniser.labels=FILE or another recogniser.kind"
             )
         return TimelineRecogniser.of_clips(timeline, pack.action_names)
-    if kind == "signals":
-        from stream_agent.perception.signals import SignalsRecogniser, load_emission_table
+    if kind == "recorded":
+        from stream_agent.perception.recorded import RecordedRecogniser
 
-        return SignalsRecogniser(
-            *load_emission_table(pack.folder / "signals.json", pack.action_names, pack.instruments)
-        )
+        path = Path(source_uri.removeprefix("file://")).expanduser()
+        return RecordedRecogniser(path, pack.action_names, pack.instruments)
+    if kind == "signals":
+        from stream_agent.perception.signals import SignalsRecogniser, load_signals_table
+
+        return SignalsRecogniser(*load_signals_table(pack.folder / "signals.json", pack.action_names, pack.instruments))
     # ONNX Runtime takes a while to import, and the synthetic demo does without it.
     from stream_agent.perception.onnx import OnnxRecogniser
 

@@ -23,3 +23,7 @@ class Recogniser(Protocol):
     def evidence(self, header: FrameHeader, thumbnail: Thumbnail | None) -> Evidence:
         """Evidence for one frame; `thumbnail` is None for a source without pixels."""
         ...
+
+    def reset(self) -> None:
+        """Forget the frames so far: a new session begins."""
+        ...

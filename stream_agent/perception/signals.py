@@ -1,8 +1,9 @@
 """A recogniser for streams that carry instrument presence instead of pixels.
 
-P(action | instruments) under equal priors, from a fitted emission table: the smoothed frequency of each set of
-instruments seen together during each action, backed off to instruments as independent. Equal priors, because the
-segmenter wants a likelihood: how common an action is, is its business and the planner's.
+The instrument that matters most leads (a clip applier before scissors … before the grasper), as in the rule by which the
+annotation's actions came from its triplets; each leading instrument has a posterior over the actions, with equal priors.
+What the last one, the grasper alone, says may depend on what led before it. Nothing in view says nothing: the posterior is
+flat, and whatever went on goes on.
 """
 
 from __future__ import annotations
@@ -18,50 +19,78 @@ from stream_agent.errors import ConfigError
 from stream_agent.messages import Evidence, FrameHeader
 from stream_agent.perception.protocol import Thumbnail
 
-Probability = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
-Count = Annotated[float, msgspec.Meta(ge=0.0)]
+Probability = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+_PRESENT = 0.5
 
 
-class EmissionTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SignalsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `signals.json` holds.
 
     Attributes:
         about: Where it comes from, the command that made it, and its licence.
-        actions: Names, in the order of `presence` and of every count.
-        instruments: Names, in the order of each row of `presence` and of the keys of `counts`.
-        presence: P(instrument present | action), (actions, instruments).
-        counts: Seconds per action in which just this set of instruments was seen; keys such as `1010000`.
-        back_off_s: Seconds of weight given to independent instruments beside the counts.
+        actions: Names, in the order of every posterior.
+        instruments: Names, in the order of a frame's signals.
+        leading: Instruments that tell an action, the first of those present leads.
+        posterior: P(action) under equal priors, by leading instrument; `X after Y` for the last of `leading`, X, where Y led
+            before it and it says something else then.
     """
 
     about: str
     actions: tuple[str, ...]
     instruments: tuple[str, ...]
-    presence: tuple[tuple[Probability, ...], ...]
-    counts: dict[str, tuple[Count, ...]]
-    back_off_s: Annotated[float, msgspec.Meta(gt=0.0)]
+    leading: tuple[str, ...]
+    posterior: dict[str, tuple[Probability, ...]]
+
+    def mistake(self) -> str:
+        """What is wrong with it; empty if nothing."""
+        if not self.leading or len(set(self.leading)) != len(self.leading):
+            return f"leading={list(self.leading)} must be one or more distinct instruments"
+        if unknown := [name for name in self.leading if name not in self.instruments]:
+            return f"leading={unknown} are no instruments"
+        known = {*self.leading, *(after(self.leading[-1], name) for name in self.leading[:-1])}
+        if not set(self.leading) <= set(self.posterior) <= known:
+            return f"posterior has rows for {sorted(self.posterior)}, but leads are {list(self.leading)}"
+        for name, row in self.posterior.items():
+            if len(row) != len(self.actions) or abs(math.fsum(row) - 1.0) > 1e-6:
+                return f"posterior {name}: {list(row)} must be one probability per action, summing to 1"
+        return ""
+
+
+def after(instrument: str, before: str) -> str:
+    """The row of `instrument` where `before` led before it."""
+    return f"{instrument} after {before}"
 
 
 class SignalsRecogniser:
-    """Evidence from `header.signals`."""
+    """Evidence from `header.signals`, one look after the other."""
 
     name: str = "signals"
 
-    def __init__(self, table: EmissionTable, digest: str = "") -> None:
-        """Take a table that `load_emission_table` has checked."""
+    def __init__(self, table: SignalsTable, digest: str = "") -> None:
+        """Take a table without a mistake, such as `load_signals_table` gives."""
         self.digest = digest
         self._table = table
-        self._totals_s = [sum(column) for column in zip(*table.counts.values(), strict=True)] or [0.0] * len(
-            table.actions
-        )
-        self._posteriors: dict[str, tuple[float, ...]] = {}  # at most 2 ** instruments
+        self._places = tuple((name, table.instruments.index(name)) for name in table.leading)
+        self._flat = tuple(1.0 / len(table.actions) for _ in table.actions)
+        self._session_id = ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was seen: a new session begins."""
+        self._before = ""
+        self._seen = False
 
     def evidence(self, header: FrameHeader, thumbnail: Thumbnail | None) -> Evidence:  # noqa: ARG002 - the protocol's
-        """Evidence of one header; without any action when it has no signals or one is not a number.
+        """Evidence of one header, the next of its session.
+
+        Without any action when it has no signals, one is not a number, or no instrument was seen in the session yet.
 
         Raises:
             ConfigError: The signals are not as many as the pack's instruments.
         """
+        if header.session_id != self._session_id:
+            self._session_id = header.session_id
+            self.reset()
         signals = header.signals
         if not signals or not all(map(math.isfinite, signals)):
             return Evidence(seq=header.seq, pts_s=header.pts_s, recogniser=self.name)
@@ -71,54 +100,43 @@ class SignalsRecogniser:
                 f"({', '.join(self._table.instruments)}); give the source those columns or choose the pack they belong to"
             )
         instruments = tuple(min(1.0, max(0.0, value)) for value in signals)
-        present = "".join("1" if value >= 0.5 else "0" for value in instruments)
-        if present not in self._posteriors:
-            self._posteriors[present] = self._posterior(present)
+        leader = next((name for name, place in self._places if instruments[place] >= _PRESENT), "")
         return Evidence(
             seq=header.seq,
             pts_s=header.pts_s,
             recogniser=self.name,
-            actions=self._posteriors[present],
+            actions=self._posterior(leader),
             instruments=instruments,
         )
 
-    def _posterior(self, present: str) -> tuple[float, ...]:
-        table = self._table
-        counts = table.counts.get(present, (0.0,) * len(table.actions))
-        likelihoods = []
-        for seen_s, total_s, presence in zip(counts, self._totals_s, table.presence, strict=True):
-            independent = math.prod(p if bit == "1" else 1.0 - p for p, bit in zip(presence, present, strict=True))
-            likelihoods.append((seen_s + table.back_off_s * independent) / (total_s + table.back_off_s))
-        total = math.fsum(likelihoods)
-        return tuple(value / total for value in likelihoods)
+    def _posterior(self, leader: str) -> tuple[float, ...]:
+        if not leader:
+            return self._flat if self._seen else ()
+        self._seen = True
+        rows = self._table.posterior
+        if leader != self._table.leading[-1]:
+            self._before = leader
+            return rows[leader]
+        return rows.get(after(leader, self._before), rows[leader])
 
 
-def load_emission_table(
-    path: Path, actions: tuple[str, ...], instruments: tuple[str, ...]
-) -> tuple[EmissionTable, str]:
+def load_signals_table(path: Path, actions: tuple[str, ...], instruments: tuple[str, ...]) -> tuple[SignalsTable, str]:
     """The table of a `signals.json` and its sha256.
 
     Raises:
         ConfigError: The file is missing, not of the form above, or for other actions or instruments.
     """
+    remedy = "rebuild it with python -m stream_agent.training.signals"
     try:
         data = path.read_bytes()
-        table = msgspec.json.decode(data, type=EmissionTable)
+        table = msgspec.json.decode(data, type=SignalsTable)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"emission table {path} cannot be used: {error}; rebuild it with python -m stream_agent.training.signals"
-        ) from error
+        raise ConfigError(f"signals table {path} cannot be used: {error}; {remedy}") from error
     for kind, found, wanted in (("actions", table.actions, actions), ("instruments", table.instruments, instruments)):
         if found != wanted:
             raise ConfigError(
-                f"emission table {path} has {kind} {', '.join(found)}, the pack has {', '.join(wanted)}; refit it for this pack"
+                f"signals table {path} has {kind} {', '.join(found)}, the pack has {', '.join(wanted)}; refit it for this pack"
             )
-    if (
-        [len(row) for row in table.presence] != [len(instruments)] * len(actions)
-        or any(len(row) != len(actions) for row in table.counts.values())
-        or any(len(key) != len(instruments) or key.strip("01") for key in table.counts)
-    ):
-        raise ConfigError(
-            f"emission table {path} has rows of a wrong length; rebuild it with python -m stream_agent.training.signals"
-        )
+    if mistake := table.mistake():
+        raise ConfigError(f"signals table {path}: {mistake}; {remedy}")
     return table, hashlib.sha256(data).hexdigest()

@@ -26,6 +26,16 @@ def thumbnail(planes: Planes, header: FrameHeader) -> Thumbnail:
     Raises:
         ValueError: The planes are not those of the header (our own mistake: both come from one source).
     """
+    return reduced(planes, header, width=THUMBNAIL_WIDTH, height=THUMBNAIL_HEIGHT)
+
+
+def reduced(planes: Planes, header: FrameHeader, *, width: int, height: int) -> NDArray[np.uint8]:
+    """The upright RGB picture of (3 H / 2, W) uint8 planes, (height, width, 3); `planes` is only read.
+
+    Raises:
+        ValueError: The planes are not those of the header (our own mistake: both come from one source).
+    """
+    to_width, to_height = width, height
     height, width = header.height, header.width
     if planes.shape != (height * 3 // 2, width) or height % 2 or width % 2 or min(height, width) < 2:
         raise ValueError(
@@ -34,7 +44,7 @@ def thumbnail(planes: Planes, header: FrameHeader) -> Thumbnail:
     if header.rotation_deg not in (0, *_ROTATE):
         raise ValueError(f"rotation_deg={header.rotation_deg} is not 0, 90, 180 or 270")
     quarter_turned = header.rotation_deg in (90, 270)
-    size = (THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH) if quarter_turned else (THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT)
+    size = (to_height, to_width) if quarter_turned else (to_width, to_height)
     chroma = planes[height:].reshape(2, height // 2, width // 2)  # flat: U may end in the middle of a stacked row
     yuv = cv2.merge([_reduce(planes[:height], size), _reduce(chroma[0], size), _reduce(chroma[1], size)])
     rgb = cv2.transform(yuv, _TO_RGB[header.colour])

@@ -2,7 +2,8 @@
 
 A label file is CholecT50-SAP's JSON with the video named after a `#` (`total_video_info.json#VID68`), or our own CSV with
 the header `start_s,action`, or the same as a JSON list of `{"start_s": …, "action": …}`. An action lasts until the next
-start; an empty action means none; the last one lasts for ever.
+start; an empty action means none; the last one lasts for ever. Further columns of a CSV are for people (`dataset label` writes
+its confidence).
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class TimelineRecogniser:
             end_s = clip.end_pts_s
         return cls(starts, actions)
 
+    def reset(self) -> None:
+        """Nothing to forget: each frame is judged by itself."""
+
     def evidence(self, header: FrameHeader, thumbnail: Thumbnail | None) -> Evidence:  # noqa: ARG002 - the protocol's
         """Evidence with the label's action at the frame's media time, or without any action."""
         run = bisect_right(self._starts_s, header.pts_s) - 1
@@ -84,7 +88,7 @@ def load_labels(labels: Path, actions: tuple[str, ...]) -> tuple[tuple[float, st
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recogniser.labels={path} cannot be read: {error}; name a label file") from error
+        raise ConfigError(f"label file {path} cannot be read: {error}; name another") from error
     entries = _of_json(text, path, video) if path.endswith(".json") else _of_csv(text, path)
     starts: list[tuple[float, str]] = []
     for where, start, action in entries:
@@ -98,21 +102,21 @@ def load_labels(labels: Path, actions: tuple[str, ...]) -> tuple[tuple[float, st
         _index(action, actions, where)
         starts.append((start_s, action))
     if not starts:
-        raise ConfigError(f"recogniser.labels={path} holds no label; write at least one start_s,action")
+        raise ConfigError(f"label file {path} holds no label; write at least one start_s,action")
     return tuple(starts)
 
 
 def _of_csv(text: str, path: str) -> Iterable[tuple[str, object, object]]:
     rows = list(csv.reader(text.splitlines()))
-    if not rows or [cell.strip() for cell in rows[0]] != ["start_s", "action"]:
+    if not rows or [cell.strip() for cell in rows[0][:2]] != ["start_s", "action"]:
         raise ConfigError(
-            f"{path}, line 1: the header must be 'start_s,action'; add it (JSON labels need the ending .json)"
+            f"{path}, line 1: the header must begin with 'start_s,action'; add it (JSON labels need the ending .json)"
         )
     for line, row in enumerate(rows[1:], start=2):
         if row:
-            if len(row) != 2:
+            if len(row) != len(rows[0]):
                 raise ConfigError(
-                    f"{path}, line {line}: {len(row)} values where start_s,action are two; correct the line"
+                    f"{path}, line {line}: {len(row)} values where the header names {len(rows[0])}; correct the line"
                 )
             yield f"{path}, line {line}", row[0].strip(), row[1].strip()
 
@@ -121,7 +125,7 @@ def _of_json(text: str, path: str, video: str) -> Iterable[tuple[str, object, ob
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"recogniser.labels={path} is not JSON: {error}; correct the line it names") from error
+        raise ConfigError(f"label file {path} is not JSON: {error}; correct the line it names") from error
     if isinstance(tree, list):
         return [
             _pair(item, "start_s", "action", f"{path}, entry {number}") for number, item in enumerate(tree, start=1)
@@ -129,7 +133,7 @@ def _of_json(text: str, path: str, video: str) -> Iterable[tuple[str, object, ob
     if not isinstance(tree, dict) or not isinstance(tree.get(video), dict):
         known = ", ".join(sorted(tree)[:60]) if isinstance(tree, dict) else "none"
         raise ConfigError(
-            f"recogniser.labels={path}#{video} names no video of the file; write FILE#VIDEO with one of: {known}"
+            f"label file {path}#{video} names no video of the file; write FILE#VIDEO with one of: {known}"
         )
     pairs = [_pair(item, "Frame_id", "Action", f"{path}#{video}, clip {key}") for key, item in tree[video].items()]
     return sorted(pairs, key=lambda pair: _seconds(pair[1], pair[0]))

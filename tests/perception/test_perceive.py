@@ -39,6 +39,9 @@ class CannedRecogniser:
         self.asked = 0
         self._out_of_body = out_of_body
 
+    def reset(self) -> None:
+        """Nothing kept."""
+
     def evidence(self, header: FrameHeader, thumbnail: Thumbnail | None) -> Evidence:
         self.asked += 1
         return Evidence(
