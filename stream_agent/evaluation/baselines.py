@@ -21,7 +21,7 @@ from stream_agent.errors import BackendError
 from stream_agent.evaluation.dataset import ACTIONS
 from stream_agent.evaluation.protocols import Forecast, NotRunError, Training
 from stream_agent.evaluation.samples import LONGEST_CHAIN, Question, Sample, Videos, as_memory
-from stream_agent.messages import PlanRequest
+from stream_agent.messages import Plan, PlanRequest
 
 if TYPE_CHECKING:
     from stream_agent.planner.protocol import Planner
@@ -163,18 +163,22 @@ class PlanPredictor:
     """Questions become plan requests, plans become forecasts; an abstention ranks nothing."""
 
     def __init__(self, planner: Planner) -> None:
-        self._planner = planner
+        self.planner = planner
 
     def predict(self, question: Question) -> Forecast:
         """The plan's ranking and chain."""
         request = PlanRequest(request_id=1, memory=as_memory(question), deadline_ns=2**62, horizon=LONGEST_CHAIN)
-        plan = self._planner.plan(request)
-        return Forecast(
-            ranked=tuple(item.action for item in plan.ranked),
-            probabilities=tuple(item.probability for item in plan.ranked),
-            chain=tuple(step.action for step in plan.chain),
-            onset_s=tuple(step.expected_onset_s for step in plan.chain),
-        )
+        return forecast_of(self.planner.plan(request))
+
+
+def forecast_of(plan: Plan) -> Forecast:
+    """The plan's ranking and chain; nothing for an abstention."""
+    return Forecast(
+        ranked=tuple(item.action for item in plan.ranked),
+        probabilities=tuple(item.probability for item in plan.ranked),
+        chain=tuple(step.action for step in plan.chain),
+        onset_s=tuple(step.expected_onset_s for step in plan.chain),
+    )
 
 
 class SequenceModel(Protocol):

@@ -1,8 +1,9 @@
-"""The command line of data sets and of the evaluation: `dataset build`, `dataset verify`, `dataset stats`, `evaluate`."""
+"""The command line of data sets and of the evaluation: `dataset build`, `verify`, `stats` and `label`, `evaluate`."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import statistics
 import time
@@ -27,7 +28,7 @@ _FILE = click.Path(path_type=Path)
 _FILE_COLUMNS = 160
 """Width of a table that goes to a file or another program."""
 
-_PROTOCOLS = ("official", "5fold", "lovo")
+_PROTOCOLS = ("official", "5fold", "lovo", "streaming")
 
 
 @click.group()
@@ -109,6 +110,39 @@ def stats(sap: Path) -> int:
     return 0
 
 
+@dataset.command()
+@click.argument("video")
+@click.option("--out", type=_FILE, required=True, help="CSV to write: start_s,action,confidence; never overwritten.")
+@click.option("--set", "settings", multiple=True, metavar="section.key=value", help="As for run.")
+def label(video: str, out: Path, settings: tuple[str, ...]) -> int:
+    """Write the clips that are recognised in VIDEO, for a person to correct and train with."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from stream_agent.config import load_config
+    from stream_agent.labelling import recognised_clips, require_new, write_labels
+    from stream_agent.procedure import load_pack
+
+    require_new(out)
+    config = load_config(None, [f"source.uri={json.dumps(video)}", *settings])
+    pack = load_pack(config.procedure.pack)
+    errors = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=errors) as progress:
+        task = progress.add_task(video)
+        clips = recognised_clips(
+            config,
+            pack,
+            notice=errors.print,
+            at=lambda pts_s: progress.update(task, description=f"{video}: {pts_s:.0f} s"),
+        )
+    write_labels(out, clips)
+    click.echo(
+        f"{out}: {len(clips)} clips; correct start_s and action (one of {', '.join(pack.action_names)}, or none), then play "
+        f"it with recogniser.labels={out} or train with it: train recogniser --add {video} {out}"
+    )
+    return 0
+
+
 @click.command()
 @click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
 @click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz.")
@@ -116,7 +150,13 @@ def stats(sap: Path) -> int:
 @click.option("--text-backend", help="A program that reads a prompt on stdin and answers on stdout, for antgpt.")
 @click.option("--exclude", multiple=True, metavar="VID,…", help="Videos neither fitted on nor scored.")
 @click.option("--only", multiple=True, metavar="VID,…", help="Score these alone, after fitting without them.")
-@click.option("--protocol", "protocols", multiple=True, type=click.Choice(_PROTOCOLS), help="Default: all three.")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    type=click.Choice(_PROTOCOLS),
+    help="Default: all; streaming needs --signals.",
+)
 @click.option("--planner", "planners", multiple=True, metavar="NAME", help="Run these planners alone.")
 @click.option("--out", type=_FILE, required=True, help="Folder to write results.json, report.md and the plots to.")
 def evaluate(
@@ -137,8 +177,11 @@ def evaluate(
     from stream_agent.evaluation import report
     from stream_agent.evaluation.baselines import AntGpt, CommandBackend
     from stream_agent.evaluation.dataset import load_presence, load_sap, read_annotation
-    from stream_agent.evaluation.lineup import all_baselines, statistical_planner
+    from stream_agent.evaluation.lineup import all_baselines, signals_model, statistical_planner
     from stream_agent.evaluation.protocols import PROTOCOLS, run, steps
+    from stream_agent.evaluation.streaming import Streaming
+    from stream_agent.evaluation.streaming_report import tables
+    from stream_agent.procedure import load_pack
 
     began = time.monotonic()
     videos = load_sap(sap)
@@ -150,7 +193,14 @@ def evaluate(
         raise ConfigError(f"--planner {', '.join(sorted(unknown))}: there is no such planner; choose from {names}")
     baselines = tuple(baseline for baseline in baselines if not planners or baseline.name in planners)
     left_out, scored = _names(exclude), _names(only)
-    chosen = tuple(name for name in PROTOCOLS if not protocols or name in protocols)
+    if "streaming" in protocols and signals is None:
+        raise ConfigError("--protocol streaming runs the agent on 1 Hz signals; name their folder with --signals")
+    chosen = tuple(
+        name
+        for name in PROTOCOLS
+        if (name in protocols or not protocols) and (name != "streaming" or signals is not None)
+    )
+    streaming = Streaming(videos, presence, signals_model, load_pack(Path("cholecystectomy")))
     total = steps(baselines, videos, protocols=chosen, exclude=left_out, only=scored)
     _make(out)
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -163,9 +213,10 @@ def evaluate(
             protocols=chosen,
             exclude=left_out,
             only=scored,
+            streams=streaming if "streaming" in chosen else None,
             on_step=lambda what: progress.update(task, advance=1, description=what),
         )
-    made = report.report(done, videos)
+    made = report.report(done, videos, streaming.answered)
     about: dict[str, object] = {
         "command": _command(
             sap=[sap],
@@ -194,7 +245,9 @@ def evaluate(
     plots = _plots(done, videos, out)
     written = report.write(made, out, about=about, plots=plots)
     for protocol in report.protocols_of(made):
-        _show(f"{protocol}, causal track, annotated history", report.headline(made, protocol))
+        _show(report.title(protocol), report.headline(made, protocol))
+    for title, lines in tables(made.streaming):
+        _show(title, lines)
     if "official" in report.protocols_of(made):
         _show("Table 1 as published, and ours on its track, history and split", report.beside(made))
     if "antgpt" in about:

@@ -25,11 +25,12 @@ from stream_agent.evaluation.baselines import (
 )
 from stream_agent.evaluation.dataset import SapClip
 from stream_agent.evaluation.protocols import Baseline, Training
+from stream_agent.evaluation.streaming import SignalsModel
 from stream_agent.planner.ensemble import Ensemble
 from stream_agent.planner.ngram import NgramModel
 from stream_agent.planner.statistical import StatisticalPlanner
 from stream_agent.procedure import load_pack
-from stream_agent.training import planner_model
+from stream_agent.training import planner_model, signals
 from stream_agent.training import statistical as trainer
 
 
@@ -88,3 +89,8 @@ def all_baselines(*, frames: Path | None, backend: TextBackend | None) -> tuple[
         AntGpt(backend),
         PackPlanner("statistical", statistical_planner()[0]),
     )
+
+
+def signals_model(training: Training) -> SignalsModel:
+    """What turns instruments into clips in the agent, fitted on the fold's training videos."""
+    return signals.fit(_clips(training), training.presence)

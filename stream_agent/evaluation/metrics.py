@@ -158,12 +158,41 @@ def reliability(outcomes: Sequence[Outcome], *, bins: int = CALIBRATION_BINS) ->
 def ece(outcomes: Sequence[Outcome], *, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error of the first answer, 0 to 1 (Guo et al., "On Calibration", ICML 2017, eq. 3).
 
-    NaN if a planner states no probabilities. Few samples make it large whatever the planner: with n answers in b bins
-    even a perfectly calibrated one shows about sqrt(b / (2 pi n)).
+    NaN if a planner states no probabilities. Few samples make it large whatever the planner; `expected_ece` says how large.
     """
     parts = reliability(outcomes, bins=bins)
     total = sum(part.n for part in parts)
     return sum(part.n * abs(part.stated - part.observed) for part in parts) / total if total else math.nan
+
+
+def expected_ece(
+    stated: Sequence[float], *, bins: int = CALIBRATION_BINS, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """What `ece` would show if every one of these probabilities were exactly right: mean, and 5 to 95 % of the draws.
+
+    An error below the upper end is no evidence against a planner's calibration. NaN of no probabilities.
+    """
+    confidence = np.asarray(stated, dtype=np.float64)
+    if not len(confidence):
+        return Interval(math.nan, math.nan, math.nan)
+    right = np.random.default_rng(seed).random((draws, len(confidence))) < confidence
+    place = np.minimum((confidence * bins).astype(np.intp), bins - 1)
+    within = (place[:, None] == np.arange(bins)).astype(np.float64)  # (n, bins)
+    errors = np.abs((right - confidence) @ within).sum(1) / len(confidence)
+    low, high = np.quantile(errors, [0.05, 0.95])
+    return Interval(float(errors.mean()), float(low), float(high))
+
+
+def aurc(outcomes: Sequence[Outcome]) -> float:
+    """Area under the risk-coverage curve, 0 (best) to 1: the error rate averaged over how many answers are given.
+
+    Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation", ICLR 2019. NaN without probabilities.
+    """
+    points = risk_coverage(outcomes)
+    before = [0.0, *(coverage for coverage, _ in points)]
+    return sum(risk * (coverage - last) for (coverage, risk), last in zip(points, before, strict=False)) or (
+        0.0 if points else math.nan
+    )
 
 
 def brier(outcomes: Sequence[Outcome]) -> float:

@@ -90,7 +90,8 @@ def _reliability(answers: Sequence[Answer], title: str) -> Figure:
     for part in bins:
         axis.annotate(f" {part.n}", (part.stated, part.observed), fontsize=7, va="top")
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="stated probability of the first answer", ylabel="share that was right")
-    axis.set_title(f"{title}\nECE {metrics.ece(outcomes):.3f}", fontsize=9)
+    chance = metrics.expected_ece([outcome.probabilities[0] for outcome in outcomes if outcome.probabilities])
+    axis.set_title(f"{title}\nECE {metrics.ece(outcomes):.3f}; {chance.value:.3f} by chance alone", fontsize=9)
     return figure
 
 

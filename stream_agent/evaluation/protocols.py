@@ -3,6 +3,7 @@
     official   CholecT50's Rendezvous split: fitted on 35 videos, asked about 15 (57 samples)
     5fold      all videos in five parts, each asked by a planner fitted on the other four
     lovo       leave one video out: each video asked by a planner fitted on all the others
+    streaming  the folds of lovo, for videos with signals: whole procedures through the agent's own code (streaming.py)
 
 A planner is a *baseline* here whatever it is: `fit(training)` gives a predictor, a predictor answers questions.
 """
@@ -31,8 +32,11 @@ from stream_agent.evaluation.samples import (
     samples,
 )
 
-ProtocolName: TypeAlias = Literal["official", "5fold", "lovo"]
+ProtocolName: TypeAlias = Literal["official", "5fold", "lovo", "streaming"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+AT_SAMPLES: tuple[ProtocolName, ...] = PROTOCOLS[:3]
+"""Those that need no signals."""
+
 PARTS = 5
 
 MOMENT_EVERY_S = 10
@@ -143,6 +147,14 @@ class Baseline(Protocol):
         ...
 
 
+class Streams(Protocol):
+    """The streaming protocol, as `run` needs it (streaming.py)."""
+
+    def ask(self, training: Training, names: Sequence[str], predictors: Mapping[str, Predictor]) -> None:
+        """Watch the videos `names` with models fitted on `training`, and keep what every planner answers."""
+        ...
+
+
 class NotRunError(Exception):
     """A planner could not be fitted or asked here; the message is the reason."""
 
@@ -153,7 +165,7 @@ class Setting:
 
     planner: str
     track: Track
-    history: History
+    history: History | Literal["segmenter"]
     protocol: ProtocolName
 
 
@@ -237,13 +249,15 @@ def run(
     videos: Videos,
     presence: Mapping[str, Presence],
     *,
-    protocols: Sequence[ProtocolName] = PROTOCOLS,
+    protocols: Sequence[ProtocolName] = AT_SAMPLES,
     exclude: Iterable[str] = (),
     only: Iterable[str] = (),
+    streams: Streams | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Fit and ask every planner in every protocol, track and history.
 
+    The streaming protocol is run by `streams`, which keeps its answers, with the planners fitted for leave-one-video-out.
     `on_step` is called once per planner and fold, with a word on what was done; `steps` says how often that will be.
     """
     questions = Questions(videos, presence)
@@ -251,8 +265,12 @@ def run(
     asked: dict[str, list[Answer]] = {}
     not_run: dict[str, str] = {}
     planned = {protocol: folds(protocol, videos, exclude=exclude, only=only) for protocol in protocols}
-    with_moments = "lovo" if planned.get("lovo") else next((name for name in reversed(protocols) if planned[name]), "")
-    for protocol, parts in planned.items():
+    at_samples = {protocol: parts for protocol, parts in planned.items() if protocol != "streaming"}
+    with_moments = (
+        "lovo" if at_samples.get("lovo") else next((name for name in reversed(at_samples) if at_samples[name]), "")
+    )
+    kept: dict[tuple[str, Fold], dict[Track, Predictor]] = {}
+    for protocol, parts in at_samples.items():
         for fold in parts:
             for baseline in baselines:
                 on_step(f"{protocol} · {baseline.name}")
@@ -260,6 +278,8 @@ def run(
                     continue
                 try:
                     predictors = _fitted(baseline, fold, videos, presence, questions)
+                    if protocol == "lovo" and streams is not None:
+                        kept[baseline.name, fold] = predictors
                     for track, predictor in predictors.items():
                         for history in HISTORIES:
                             setting = Setting(baseline.name, track, history, protocol)
@@ -276,6 +296,19 @@ def run(
                         )
                 except NotRunError as reason:
                     not_run[baseline.name] = str(reason)
+    for fold in planned.get("streaming", ()) if streams is not None else ():
+        on_step("streaming")
+        names = [name for name in fold.test if name in presence]
+        # A planner that looks at the official track's frames has none to look at here.
+        able = [baseline for baseline in baselines if baseline.name not in not_run and not baseline.sees_track]
+        if names and streams is not None:
+            predictors_of = {
+                baseline.name: (
+                    kept.get((baseline.name, fold)) or _fitted(baseline, fold, videos, presence, questions)
+                )["causal"]
+                for baseline in able
+            }
+            streams.ask(_training(fold, videos, presence, "causal", questions), names, predictors_of)
     for setting in [setting for setting in answers if setting.planner in not_run]:
         del answers[setting]
     for planner in not_run:
@@ -287,23 +320,31 @@ def steps(
     baselines: Sequence[Baseline],
     names: Iterable[str],
     *,
-    protocols: Sequence[ProtocolName] = PROTOCOLS,
+    protocols: Sequence[ProtocolName] = AT_SAMPLES,
     exclude: Iterable[str] = (),
     only: Iterable[str] = (),
 ) -> int:
     """How often `run` will call `on_step`."""
     names = list(names)
-    return len(baselines) * sum(len(folds(protocol, names, exclude=exclude, only=only)) for protocol in protocols)
+    return sum(
+        (1 if protocol == "streaming" else len(baselines)) * len(folds(protocol, names, exclude=exclude, only=only))
+        for protocol in protocols
+    )
+
+
+def _training(
+    fold: Fold, videos: Videos, presence: Mapping[str, Presence], track: Track, questions: Questions
+) -> Training:
+    chosen = {name: videos[name] for name in fold.train}
+    return Training(chosen, {name: presence[name] for name in fold.train if name in presence}, track, questions)
 
 
 def _fitted(
     baseline: Baseline, fold: Fold, videos: Videos, presence: Mapping[str, Presence], questions: Questions
 ) -> dict[Track, Predictor]:
-    chosen = {name: videos[name] for name in fold.train}
-    signals = {name: presence[name] for name in fold.train if name in presence}
     if baseline.sees_track:
-        return {track: baseline.fit(Training(chosen, signals, track, questions)) for track in TRACKS}
-    return dict.fromkeys(TRACKS, baseline.fit(Training(chosen, signals, "causal", questions)))
+        return {track: baseline.fit(_training(fold, videos, presence, track, questions)) for track in TRACKS}
+    return dict.fromkeys(TRACKS, baseline.fit(_training(fold, videos, presence, "causal", questions)))
 
 
 def _ask(predictor: Predictor, asked: Sequence[Sample]) -> list[Answer]:

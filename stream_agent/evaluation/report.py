@@ -21,6 +21,8 @@ from stream_agent.evaluation.metrics import Outcome
 from stream_agent.evaluation.protocols import Answer, Run, Setting
 from stream_agent.evaluation.published import TABLE_1
 from stream_agent.evaluation.samples import Videos
+from stream_agent.evaluation.streaming import Streamed
+from stream_agent.evaluation.streaming_report import StreamedScore, scores, tables
 
 NAMES: Final = ("constant", "frequency", "frequency_minus_last", "most_prob", "ps", "antgpt", "statistical")
 """Planners of `results.json`; variants of one are in the details."""
@@ -52,7 +54,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Detail(msgspec.Struct, frozen=True, kw_only=True):
-    """More about one row: 95 % intervals over videos, the Brier score, chains, and which samples came out how."""
+    """More about one row: 95 % intervals over videos, calibration, chains.
+
+    `ece_by_chance` is what a planner whose every probability is right would show on as many answers: mean, and the value
+    that 5 % of such planners exceed. `aurc` is the area under the risk-coverage curve, a fraction like the ECE.
+    """
 
     planner: str
     track: str
@@ -61,6 +67,8 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
     videos: int
     slacc_interval: tuple[tuple[float, float], ...]
     vlacc_interval: tuple[tuple[float, float], ...]
+    ece_by_chance: tuple[float, float]
+    aurc: float
     brier: float
     chains: dict[int, metrics.ChainScore]
 
@@ -97,18 +105,26 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     paired: tuple[Paired, ...]
     onsets: tuple[Onset, ...]
     onsets_protocol: str
+    streaming: tuple[StreamedScore, ...]
     not_run: dict[str, str]
 
 
-def report(run: Run, videos: Videos) -> Report:
-    """What the run amounts to."""
-    outcomes = {setting: [answer.outcome for answer in answers] for setting, answers in run.answers.items()}
+def report(run: Run, videos: Videos, streamed: Mapping[str, Streamed] | None = None) -> Report:
+    """What the run amounts to, with what the streaming protocol answered."""
+    streamed = streamed or {}
+    in_stream = {
+        Setting(planner, "causal", "segmenter", "streaming"): part.leads[0] for planner, part in streamed.items()
+    }
+    answered = run.answers | in_stream
+    is_sample = {(clip.video, clip.index): clip.is_sample for clips in videos.values() for clip in clips}
+    outcomes = {setting: [answer.outcome for answer in answers] for setting, answers in answered.items()}
     return Report(
-        rows=tuple(_row(setting, answers) for setting, answers in run.answers.items() if answers),
-        details=tuple(_detail(setting, answers) for setting, answers in run.answers.items() if answers),
+        rows=tuple(_row(setting, answers) for setting, answers in answered.items() if answers),
+        details=tuple(_detail(setting, answers) for setting, answers in answered.items() if answers),
         paired=tuple(_paired(outcomes)),
         onsets=tuple(_onsets(run, videos)),
         onsets_protocol=run.moments_protocol,
+        streaming=scores(streamed, is_sample),
         not_run=run.not_run,
     )
 
@@ -126,6 +142,7 @@ def write(made: Report, folder: Path, *, about: Mapping[str, object], plots: Seq
                 "rows": made.details,
                 "paired": made.paired,
                 "onsets": {"protocol": made.onsets_protocol, "planners": made.onsets},
+                "streaming": made.streaming,
             }
         )
     )
@@ -135,11 +152,27 @@ def write(made: Report, folder: Path, *, about: Mapping[str, object], plots: Seq
 
 def headline(made: Report, protocol: str) -> list[list[str]]:
     """The table of one protocol, causal track and true labels: header first, every cell as text."""
-    lines = [["planner", "n", "SLAcc@1/2/3", "95 % @1", "VLAcc@1/2/3", "Re SLAcc", "Re VLAcc", "F1", "ECE", "p99 ms"]]
+    lines = [
+        [
+            "planner",
+            "n",
+            "SLAcc@1/2/3",
+            "95 % @1",
+            "VLAcc@1/2/3",
+            "Re SLAcc",
+            "Re VLAcc",
+            "F1",
+            "ECE",
+            "by chance",
+            "AURC",
+            "p99 ms",
+        ]
+    ]
     details = {(item.planner, item.track, item.history, item.protocol): item for item in made.details}
     for row in made.rows:
-        if (row.track, row.history, row.protocol) == ("causal", "ground_truth", protocol):
-            low, high = details[row.planner, row.track, row.history, row.protocol].slacc_interval[0]
+        if (row.track, row.history, row.protocol) == ("causal", history_of(protocol), protocol):
+            detail = details[row.planner, row.track, row.history, row.protocol]
+            low, high = detail.slacc_interval[0]
             lines.append(
                 [
                     row.planner,
@@ -151,6 +184,8 @@ def headline(made: Report, protocol: str) -> list[list[str]]:
                     _three(row.re_vlacc),
                     _number(row.macro_f1, 1),
                     _number(row.ece, 3),
+                    _number(detail.ece_by_chance[0], 3),
+                    _number(detail.aurc, 3),
                     _number(row.p99_ms, 2),
                 ]
             )
@@ -177,6 +212,17 @@ def beside(made: Report) -> list[list[str]]:
     return lines
 
 
+def title(protocol: str) -> str:
+    """What the headline table of a protocol is about."""
+    history = "our own segmenter's history" if protocol == "streaming" else "annotated history"
+    return f"{protocol}, causal track, {history}"
+
+
+def history_of(protocol: str) -> str:
+    """The history of a protocol's headline: annotated labels, or in the streaming protocol our own segmenter's."""
+    return "segmenter" if protocol == "streaming" else "ground_truth"
+
+
 def protocols_of(made: Report) -> list[str]:
     """The protocols that were run, in their order."""
     return list(dict.fromkeys(row.protocol for row in made.rows))
@@ -186,9 +232,17 @@ def markdown(made: Report, *, about: Mapping[str, object], plots: Sequence[Path]
     """The report for people."""
     parts = ["# Next-action planning on CholecT50-SAP", ""]
     parts += [f"- {key}: {value}" for key, value in about.items()]
-    parts += ["", "Accuracies and macro-F1 in percent, ECE as a fraction. Intervals: 95 %, whole videos drawn.", ""]
+    parts += [
+        "",
+        "Accuracies and macro-F1 in percent, ECE as a fraction: of the first answer, ten bins of equal width; beside it what a "
+        "planner whose every probability is right would show on as many answers. AURC: area under the risk-coverage curve. "
+        "Intervals: 95 %, whole videos drawn.",
+        "",
+    ]
     for protocol in protocols_of(made):
-        parts += [f"## `{protocol}`, causal track, annotated history", "", *_table(headline(made, protocol)), ""]
+        parts += [f"## {title(protocol)}", "", *_table(headline(made, protocol)), ""]
+    for heading, lines in tables(made.streaming):
+        parts += [f"## Streaming: {heading[0].lower()}{heading[1:]}", "", *_table(lines), ""]
     parts += ["## Table 1 as published, and ours on its track, history and split", "", *_table(beside(made)), ""]
     parts += ["## Every track and history", "", *_table(_everything(made)), ""]
     if made.paired:
@@ -240,6 +294,7 @@ def _detail(setting: Setting, answers: Sequence[Answer]) -> Detail:
     pairs = [(answer.forecast.chain, answer.sample.chain) for answer in answers if answer.forecast.chain]
     slacc = [metrics.bootstrap_slacc(outcomes, k) for k in (1, 2, 3)]
     vlacc = [metrics.bootstrap_vlacc(outcomes, k) for k in (1, 2, 3)]
+    chance = metrics.expected_ece([outcome.probabilities[0] for outcome in outcomes if outcome.probabilities])
     return Detail(
         planner=setting.planner,
         track=setting.track,
@@ -248,6 +303,8 @@ def _detail(setting: Setting, answers: Sequence[Answer]) -> Detail:
         videos=len({outcome.video for outcome in outcomes}),
         slacc_interval=tuple((interval.low, interval.high) for interval in slacc),
         vlacc_interval=tuple((interval.low, interval.high) for interval in vlacc),
+        ece_by_chance=(round(chance.value, 4), round(chance.high, 4)),
+        aurc=round(metrics.aurc(outcomes), 4),
         brier=metrics.brier(outcomes),
         chains={length: metrics.chain_score(pairs, length) for length in CHAIN_LENGTHS},
     )
@@ -256,7 +313,8 @@ def _detail(setting: Setting, answers: Sequence[Answer]) -> Detail:
 def _paired(outcomes: Mapping[Setting, Sequence[Outcome]]) -> Iterable[Paired]:
     for setting, theirs in outcomes.items():
         ours = outcomes.get(Setting(HEADLINE, setting.track, setting.history, setting.protocol))
-        if setting.planner == HEADLINE or (setting.track, setting.history) != ("causal", "ground_truth") or not ours:
+        headline_of = ("causal", history_of(setting.protocol))
+        if setting.planner == HEADLINE or (setting.track, setting.history) != headline_of or not ours:
             continue
         asked = {(outcome.video, outcome.index) for outcome in theirs}
         same = [outcome for outcome in ours if (outcome.video, outcome.index) in asked]

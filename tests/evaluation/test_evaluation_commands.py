@@ -113,6 +113,7 @@ def test_a_text_backend_is_asked_and_its_failures_are_told(
         (["--exclude", "VID05,VID99"], "--exclude VID99: no such video"),
         (["--planner", "oracle"], "--planner oracle: there is no such planner; choose from constant"),
         (["--exclude", ",".join(sorted(TRAIN_VIDEOS)), "--protocol", "official"], "no sample was scored"),
+        (["--protocol", "streaming"], "--signals"),
         (["--signals", "/nowhere"], "/nowhere is no folder"),
         (
             ["--text-backend", "false", "--planner", "antgpt", "--protocol", "official"],

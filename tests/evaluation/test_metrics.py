@@ -90,6 +90,24 @@ def test_calibration_error_is_the_weighted_distance_of_stated_and_observed() -> 
     assert [(part.n, part.observed) for part in metrics.reliability(stated)] == [(1, 1.0), (2, 0.5)]
 
 
+def test_the_error_of_a_calibrated_planner_shrinks_with_the_square_root_of_its_answers() -> None:
+    """All in one bin at p = 0.6: the mean distance of a binomial from its mean, sqrt(2 p (1 - p) / (pi n))."""
+    few, many = metrics.expected_ece([0.6] * 50), metrics.expected_ece([0.6] * 200)
+    assert few.value == pytest.approx(math.sqrt(2 * 0.24 / (math.pi * 50)), rel=0.08)
+    assert many.value == pytest.approx(few.value / 2, rel=0.1)
+    assert few.low < few.value < few.high
+    assert metrics.expected_ece([0.6] * 50) == few
+    assert math.isnan(metrics.expected_ece([]).value)
+
+
+def test_the_area_under_risk_and_coverage_is_that_of_its_steps() -> None:
+    surest = outcome("A", 0, "d", "dv", probabilities=(0.9, 0.1))
+    wrong = outcome("A", 1, "v", "dv", probabilities=(0.6, 0.4))
+    assert metrics.aurc([wrong, surest]) == pytest.approx((0 + 0.5) / 2)
+    assert metrics.aurc([surest]) == 0
+    assert math.isnan(metrics.aurc([outcome("A", 0, "d", "dv")]))
+
+
 def test_brier_counts_a_target_that_was_not_ranked_as_probability_zero() -> None:
     assert metrics.brier([outcome("A", 0, "x", "dv", probabilities=(0.9, 0.1))]) == pytest.approx(1 + 0.82)
 
