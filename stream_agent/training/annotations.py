@@ -109,3 +109,22 @@ def load_t50_instruments(data: Path, video: int) -> dict[int, tuple[int, ...]]:
 def one_hot(action: str, actions: Sequence[str] = ACTIONS) -> int:
     """Index of the action, -1 for none."""
     return actions.index(action) if action else -1
+
+
+def load_t50_boxes(data: Path, video: int) -> dict[int, tuple[tuple[int, float, float, float, float], ...]]:
+    """(instrument, left, top, width, height) per labelled frame of CholecT50, relative to the picture; tips, not shafts.
+
+    Empty where the video has no label file. Rows without an instrument or without a box are left out.
+    """
+    path = data / "cholect50" / "labels" / f"VID{video:02d}.json"
+    if not path.is_file():
+        return {}
+    annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+    return {
+        int(frame): tuple(
+            (int(row[1]), float(row[3]), float(row[4]), float(row[5]), float(row[6]))
+            for row in rows
+            if row[1] >= 0 and min(row[3:7]) >= 0
+        )
+        for frame, rows in annotations.items()
+    }

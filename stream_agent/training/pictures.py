@@ -23,6 +23,8 @@ from stream_agent.source.protocol import Planes
 
 EXCERPT_FPS: Final = 2.0
 FRAME_FOLDERS: Final = (68, 70, 73, 74)
+LARGE: Final = (640, 360)
+"""Width and height of the pictures that augmentation starts from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +57,26 @@ BLACK_FROM_S: Final = {15: 1906.15}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledPicture:
-    """One picture of a video and where in the video it is."""
+    """One picture of a video and where in the video it is.
+
+    Attributes:
+        video: Its number.
+        second: CholecT50's time base.
+        picture: The run-time thumbnail.
+        large: The same picture at (360, 640, 3) RGB, to cut and turn.
+    """
 
     video: int
     second: float
     picture: Thumbnail
+    large: Thumbnail
 
 
-def pictures(data: Path, *, test: bool) -> Iterator[LabelledPicture]:
-    """All pictures of the training videos, or of the test videos, in a fixed order."""
+def pictures(data: Path, *, test: bool, every: int = 1) -> Iterator[LabelledPicture]:
+    """Pictures of the training videos, or of the test videos, in a fixed order.
+
+    With `every` above 1, each so manyth frame of the frame folders and nothing of the excerpts: a sample that loads fast.
+    """
     from stream_agent.training.annotations import TEST_VIDEOS
 
     for video in FRAME_FOLDERS:
@@ -71,11 +84,16 @@ def pictures(data: Path, *, test: bool) -> Iterator[LabelledPicture]:
             continue
         for path in sorted(
             (data / "cholect50" / "videos_jpg" / f"VID{video}").glob("[0-9][0-9][0-9][0-9][0-9][0-9].jpg")
-        ):
-            yield LabelledPicture(video, int(path.stem), _of_jpeg(path))
-    for excerpt in EXCERPTS:
+        )[::every]:
+            yield LabelledPicture(video, int(path.stem), *_of_jpeg(path))
+    for excerpt in EXCERPTS if every == 1 else ():
         if (excerpt.video in TEST_VIDEOS) == test:
-            yield from _of_excerpt(data / "video" / excerpt.file, excerpt)
+            path = data / "video" / excerpt.file
+            until_s = excerpt.offset_s + excerpt.length_s
+            for media_s, picture, large in sampled(
+                path, rate_fps=EXCERPT_FPS, from_s=excerpt.offset_s, until_s=until_s
+            ):
+                yield LabelledPicture(excerpt.video, excerpt.first_s + media_s - excerpt.offset_s, picture, large)
 
 
 def reduce(planes: Planes, width: int, height: int) -> Thumbnail:
@@ -86,24 +104,36 @@ def reduce(planes: Planes, width: int, height: int) -> Thumbnail:
     return thumbnail(planes, header)
 
 
-def _of_jpeg(path: Path) -> Thumbnail:
+def sampled(
+    path: Path, *, rate_fps: float, from_s: float = 0.0, until_s: float = math.inf
+) -> Iterator[tuple[float, Thumbnail, Thumbnail]]:
+    """(media second, thumbnail, large picture) of a video file, `rate_fps` times a second."""
+    with av.open(str(path)) as container:
+        taken = -1
+        for frame in container.decode(video=0):
+            media_s = float(frame.time or 0.0)
+            if media_s >= until_s:
+                break
+            step = math.floor((media_s - from_s) * rate_fps)
+            if media_s < from_s or step == taken:
+                continue
+            taken = step
+            planes = np.asarray(frame.to_ndarray(format="yuv420p"), dtype=np.uint8)
+            large = _enlarged(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8))
+            yield media_s, reduce(planes, frame.width, frame.height), large
+
+
+def _of_jpeg(path: Path) -> tuple[Thumbnail, Thumbnail]:
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     assert bgr is not None, path
     height, width = bgr.shape[0] // 2 * 2, bgr.shape[1] // 2 * 2
     planes = cv2.cvtColor(bgr[:height, :width], cv2.COLOR_BGR2YUV_I420)
-    return reduce(np.asarray(planes, dtype=np.uint8), width, height)
+    picture = reduce(np.asarray(planes, dtype=np.uint8), width, height)
+    return picture, _enlarged(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8))
 
 
-def _of_excerpt(path: Path, excerpt: Excerpt) -> Iterator[LabelledPicture]:
-    with av.open(str(path)) as container:
-        taken = -1
-        for frame in container.decode(video=0):
-            media_s = float(frame.time or 0.0) - excerpt.offset_s
-            if media_s >= excerpt.length_s:
-                break
-            step = math.floor(media_s * EXCERPT_FPS)
-            if media_s < 0 or step == taken:
-                continue
-            taken = step
-            planes = np.asarray(frame.to_ndarray(format="yuv420p"), dtype=np.uint8)
-            yield LabelledPicture(excerpt.video, excerpt.first_s + media_s, reduce(planes, frame.width, frame.height))
+def _enlarged(rgb: Thumbnail) -> Thumbnail:
+    shrinks = rgb.shape[1] >= LARGE[0]
+    return np.asarray(
+        cv2.resize(rgb, LARGE, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), dtype=np.uint8
+    )

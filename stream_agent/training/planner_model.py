@@ -12,8 +12,9 @@ videos, and the test samples. Every run gives the same bytes.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,21 +25,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_agent.evaluation.dataset import INSTRUMENTS, TEST_VIDEOS, SapClip, load_signals
+from stream_agent.evaluation.metrics import expected_ece
 from stream_agent.instrument_use import InstrumentUseTracker
 from stream_agent.messages import Clip, Memory
 from stream_agent.planner.ensemble import SCHEMA, EnsembleFile, Forest, Head, HeadFile, Linear
-from stream_agent.planner.features import instrument_features, instrument_names, label_features, label_names
+from stream_agent.planner.features import BACK, instrument_features, instrument_names, label_features, label_names
 from stream_agent.planner.ngram import NgramModel
 from stream_agent.training import statistical
 
 ACTIONS: Final = statistical.ACTIONS
-TREES: Final = 40
-SHARES: Final = (0.1, 0.2, 0.3, 0.5)
-SHARPNESSES: Final = (0.8, 1.0, 1.2, 1.5, 1.8)
+TREES: Final = 80
+SHARES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
+SHARPNESSES: Final = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
 COVERAGE: Final = 0.9
+LEVELS: Final = (0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01)
+SHUFFLES: Final = 5
+"""Partitions into groups of videos over which coverage is averaged."""
+
+LABEL_FEATURES: Final = label_names(ACTIONS)[BACK * len(ACTIONS) :]
+"""Of label history: counts and times, but not which the last labels were; see planner/ensemble.py for why."""
+FULL_FEATURES: Final = (*instrument_names(INSTRUMENTS), *LABEL_FEATURES[-4:])
+"""Instruments and four times; everything else of label history only adds noise once instruments are seen."""
 
 STATEMENT: Final = (
-    "Forests and logistic models over label history, times and instrument use, fitted on {videos} videos of CholecT50-SAP "
+    "A forest and logistic models over label history, times and instrument use, fitted on {videos} videos of CholecT50-SAP "
     "(Xu et al. 2025), derived from CholecT50 (Nwoye et al., Medical Image Analysis 78, 2022), with 1 Hz instrument rows of "
     "Cholec80 (Twinanda et al., IEEE TMI 36, 2017); CC BY-NC-SA 4.0: non-commercial use, attribution, share alike. Weighted "
     "towards the samples of that benchmark, the clips around clipping. See docs/model_card_statistical.md."
@@ -72,24 +82,39 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What cross-validation chooses: weight of a sample among all clips, fewest examples in a leaf, inverse penalty."""
+    """What cross-validation chooses; the formula is in planner/ensemble.py.
+
+    Attributes:
+        sample_weight: Weight of a sample among all clips.
+        penalty: Of the squared weights of the logistic model.
+        leaf: Fewest examples in a leaf; 0 for no forest.
+        linear_share: Of the logistic model beside the forest.
+        share: Of the n-gram.
+        sharpness: The exponent.
+    """
 
     sample_weight: float
-    leaf: int
-    inverse_penalty: float
-    share: float = 0.2
+    penalty: float
+    leaf: int = 0
+    linear_share: float = 1.0
+    share: float = 0.1
     sharpness: float = 1.0
 
 
-SETTINGS: Final = (
-    Setting(3.0, 4, 0.01),
-    Setting(3.0, 8, 0.01),
-    Setting(5.0, 8, 0.003),
-)
+SETTINGS: Final = {
+    False: (Setting(5.0, 100.0), Setting(5.0, 30.0), Setting(3.0, 100.0)),
+    True: (Setting(3.0, 50.0, 3, 0.33), Setting(3.0, 50.0, 5, 0.33)),
+}
+"""By whether instruments are seen."""
 
-
-CHOSEN: Final = {False: Setting(5.0, 8, 0.003, share=0.2), True: Setting(3.0, 4, 0.01, share=0.1)}
+CHOSEN: Final = {
+    False: Setting(5.0, 100.0, share=0.2, sharpness=1.1),
+    True: Setting(3.0, 50.0, 3, 0.33, share=0.05, sharpness=1.1),
+}
 """What `Study.choose` finds on the 35 training videos, by whether instruments are seen: for refits without some of them."""
+
+SET_FROM: Final = {False: 0.034, True: 0.039}
+"""What `narrowest(conformal(...))` finds there."""
 
 
 def examples(clips: Sequence[SapClip], rows: Sequence[Sequence[int]] | None, *, noisy: bool = True) -> list[Example]:
@@ -131,6 +156,12 @@ def examples(clips: Sequence[SapClip], rows: Sequence[Sequence[int]] | None, *, 
     return found
 
 
+@functools.lru_cache(maxsize=128)
+def _questions(clips: tuple[SapClip, ...], rows: tuple[tuple[int, ...], ...] | None) -> list[Example]:
+    """`examples`, made once per video however many folds ask for them."""
+    return examples(clips, rows)
+
+
 def load_rows(signals: Path, videos: Iterable[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Instrument rows of the videos that have a file."""
     paths = {video: signals / f"video{int(video.removeprefix('VID')):02d}.csv" for video in videos}
@@ -138,63 +169,91 @@ def load_rows(signals: Path, videos: Iterable[str]) -> dict[str, tuple[tuple[int
 
 
 def matrix(asked: Sequence[Example], *, full: bool) -> Matrix:
-    """Features, (examples, features)."""
-    return np.array([one.labels + (one.instruments or [] if full else []) for one in asked])
+    """Features of one head, (examples, features)."""
+    if full:
+        return np.array([(one.instruments or []) + one.labels[-4:] for one in asked])
+    return np.array([one.labels[BACK * len(ACTIONS) :] for one in asked])
 
 
-def fit_head(taught: Sequence[Example], setting: Setting, *, full: bool) -> HeadFile:
+def allowed(asked: Sequence[Example]) -> NDArray[np.bool_]:
+    """Which actions may come: all but the current one, (examples, actions)."""
+    return np.array([[action != (one.history or ("",))[-1] for action in ACTIONS] for one in asked])
+
+
+def fit_head(taught: Sequence[Example], setting: Setting, *, full: bool, set_from: float = 0.0) -> HeadFile:
     """One head fitted on all of `taught`."""
-    from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
-    from sklearn.linear_model import LogisticRegression
-
     x, y = matrix(taught, full=full), np.array([one.target for one in taught])
     weight = np.array([setting.sample_weight if one.is_sample else 1.0 for one in taught])
-    mean, scale = x.mean(0), x.std(0) + 1e-3
-    logistic = LogisticRegression(C=setting.inverse_penalty, max_iter=300)
-    logistic.fit(np.clip((x - mean) / scale, -5, 5), y, sample_weight=weight)
-    forests = []
-    for family in (RandomForestClassifier, ExtraTreesClassifier):
-        forest = family(n_estimators=TREES, random_state=0, max_features=0.3, min_samples_leaf=setting.leaf)
+    forest = None
+    if setting.leaf:
+        from sklearn.ensemble import ExtraTreesClassifier
+
+        forest = ExtraTreesClassifier(TREES, random_state=0, max_features=0.3, min_samples_leaf=setting.leaf)
         forest.fit(x.astype(np.float32), y, sample_weight=weight)
-        forests.append(_exported(forest))
-    names = label_names(ACTIONS)
-    classes = logistic.classes_.tolist()
-    weights, bias = np.zeros((len(ACTIONS), x.shape[1])), np.full(len(ACTIONS), -10.0)
-    weights[classes], bias[classes] = logistic.coef_, logistic.intercept_
     return HeadFile(
-        features=names + instrument_names(INSTRUMENTS) if full else names,
+        features=FULL_FEATURES if full else LABEL_FEATURES,
         ngram_share=setting.share,
+        linear_share=setting.linear_share,
         sharpness=setting.sharpness,
-        linear=Linear(_rounded(mean), _rounded(scale), tuple(_rounded(row) for row in weights), _rounded(bias)),
-        forests=tuple(forests),
+        set_from=set_from,
+        linear=fit_linear(x, y, weight, allowed(taught), penalty=setting.penalty),
+        forest=None if forest is None else _exported(forest),
     )
+
+
+def fit_linear(
+    x: Matrix, y: NDArray[np.intp], weight: Matrix, may_come: NDArray[np.bool_], *, penalty: float
+) -> Linear:
+    """A multinomial logistic model among the actions that may come: a conditional logit (McFadden, 1974).
+
+    scikit-learn's knows no choice sets, so the loss (weighted log loss and penalty / 2 times the squared weights, biases
+    free) goes to SciPy's L-BFGS here, with its gradient.
+    """
+    from scipy.optimize import minimize
+
+    mean, scale = x.mean(0), x.std(0) + 1e-3
+    z = np.clip((x - mean) / scale, -5, 5)
+    n, width = z.shape
+    actions = may_come.shape[1]
+    barred = np.where(may_come, 0.0, -np.inf)
+    came = np.eye(actions)[y]
+
+    def loss(point: Matrix) -> tuple[float, Matrix]:
+        weights, bias = point[:-actions].reshape(actions, width), point[-actions:]
+        scores = z @ weights.T + bias + barred
+        scores -= scores.max(1, keepdims=True)
+        logs = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        slope = weight[:, None] * (np.exp(logs) - came)
+        total = -float(weight @ logs[np.arange(n), y]) + penalty / 2 * float((weights * weights).sum())
+        return total, np.concatenate([(slope.T @ z + penalty * weights).ravel(), slope.sum(0)])
+
+    found = minimize(loss, np.zeros(actions * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    weights, bias = found.x[:-actions].reshape(actions, width), found.x[-actions:]
+    bias = np.maximum(bias - bias.max(), -10.0)  # an action that never came drifts off without an end
+    return Linear(_rounded(mean), _rounded(scale), tuple(_rounded(row) for row in weights), _rounded(bias))
 
 
 def _exported(forest: Any) -> Forest:  # noqa: ANN401 - scikit-learn has no types
     roots: list[int] = []
-    feature: list[int] = []
-    threshold: list[float] = []
-    left: list[int] = []
-    right: list[int] = []
+    columns: list[list[NDArray[Any]]] = [[], [], [], []]
     leaves: list[tuple[int, ...]] = []
+    nodes = 0
     for estimator in forest.estimators_:
-        tree, first = estimator.tree_, len(feature)
-        roots.append(first)
-        for node in range(tree.node_count):
-            if tree.children_left[node] < 0:
-                share = np.zeros(len(ACTIONS))
-                share[forest.classes_.astype(int)] = tree.value[node][0] / tree.value[node][0].sum()
-                leaves.append(tuple(int(value) for value in np.rint(1000 * share)))
-                feature.append(-1)
-                threshold.append(0.0)
-                left.append(len(leaves) - 1)
-                right.append(0)
-            else:
-                feature.append(int(tree.feature[node]))
-                threshold.append(round(float(tree.threshold[node]), 4))
-                left.append(first + int(tree.children_left[node]))
-                right.append(first + int(tree.children_right[node]))
-    return Forest(tuple(roots), tuple(feature), tuple(threshold), tuple(left), tuple(right), tuple(leaves))
+        tree = estimator.tree_
+        leaf = tree.children_left < 0
+        shares = np.zeros((int(leaf.sum()), len(ACTIONS)))
+        value = tree.value[leaf, 0]
+        shares[:, forest.classes_.astype(int)] = value / value.sum(1, keepdims=True)
+        own_leaf = len(leaves) + np.cumsum(leaf) - 1
+        roots.append(nodes)
+        columns[0].append(np.where(leaf, -1, tree.feature))
+        columns[1].append(np.where(leaf, 0.0, np.round(tree.threshold, 4)))
+        columns[2].append(np.where(leaf, own_leaf, nodes + tree.children_left))
+        columns[3].append(np.where(leaf, 0, nodes + tree.children_right))
+        leaves.extend(tuple(row) for row in np.rint(1000 * shares).astype(int).tolist())
+        nodes += tree.node_count
+    feature, threshold, left, right = (tuple(np.concatenate(column).tolist()) for column in columns)
+    return Forest(tuple(roots), feature, threshold, left, right, tuple(leaves))
 
 
 def _rounded(values: Matrix) -> tuple[float, ...]:
@@ -207,7 +266,7 @@ class Forecasts:
 
     Attributes:
         asked: The questions, (n,).
-        own: A head's own distribution over all actions, (n, actions).
+        own: A head's own distribution, 0 for the current action, (n, actions).
         back_off: The n-gram's, 0 for the current action, (n, actions).
         probabilities: What the planner would say, (n, actions).
     """
@@ -225,10 +284,7 @@ class Forecasts:
 
 def mixed(own: Matrix, back_off: Matrix, *, share: float, sharpness: float) -> Matrix:
     """The formula of planner/ensemble.py for many questions at once."""
-    allowed = back_off > 0
-    kept = np.where(allowed, own, 0.0)
-    kept = kept / kept.sum(1, keepdims=True)
-    powers = np.where(allowed, np.maximum((1 - share) * kept + share * back_off, 1e-6) ** sharpness, 0.0)
+    powers = np.where(back_off > 0, np.maximum((1 - share) * own + share * back_off, 1e-6) ** sharpness, 0.0)
     whole: Matrix = powers / powers.sum(1, keepdims=True)
     return whole
 
@@ -239,7 +295,7 @@ class Study:
     def __init__(self, videos: Videos, rows: Rows, *, order: int, concentration: float) -> None:
         self.videos = videos
         self._order, self._concentration = order, concentration
-        self.asked = {name: examples(clips, rows.get(name)) for name, clips in videos.items()}
+        self.asked = {name: _questions(clips, rows.get(name)) for name, clips in videos.items()}
 
     def named(self, names: Iterable[str], *, full: bool, samples: bool) -> list[Example]:
         """The questions of some videos; for the full head only those with rows."""
@@ -259,7 +315,8 @@ class Study:
         head = Head(fit_head(self.named(taught, full=full, samples=False), setting, full=full), len(ACTIONS))
         file = statistical.count(self.videos, taught, order=self._order, concentration=self._concentration)
         ngram = NgramModel(file)
-        own = np.array([head.probabilities(row) for row in matrix(asked, full=full).tolist()]).reshape(-1, len(ACTIONS))
+        rows = zip(matrix(asked, full=full).tolist(), allowed(asked), strict=True)
+        own = np.array([head.probabilities(row, may_come) for row, may_come in rows]).reshape(-1, len(ACTIONS))
         answers = [ngram.next_probabilities(one.history) for one in asked]
         back_off = np.array([[answer.get(action, 0.0) for action in ACTIONS] for answer in answers])
         back_off = back_off.reshape(-1, len(ACTIONS))
@@ -270,9 +327,11 @@ class Study:
         """The setting with the least cross-validated log loss over samples; the first on a tie."""
         names = sorted(names)
         losses: dict[Setting, float] = {}
-        for base in SETTINGS:
+        for base in SETTINGS[full]:
             found = joined(
-                self.forecast(set(names) - set(part), part, base, full=full) for part in statistical.folds(names)
+                self.forecast(set(names) - set(part), part, base, full=full)
+                for part in statistical.folds(names)
+                if self.named(part, full=full, samples=True)
             )
             for share in SHARES:
                 for sharpness in SHARPNESSES:
@@ -304,7 +363,12 @@ class Study:
         )
 
 
-def fit_ensemble(study: Study, names: Sequence[str], chosen: Mapping[bool, Setting] = CHOSEN) -> EnsembleFile:
+def fit_ensemble(
+    study: Study,
+    names: Sequence[str],
+    chosen: Mapping[bool, Setting] = CHOSEN,
+    sets: Mapping[bool, float] = SET_FROM,
+) -> EnsembleFile:
     """Both heads fitted on the videos `names`; without the full one where none of them has instrument rows."""
     seen = study.named(names, full=True, samples=False)
     return EnsembleFile(
@@ -312,8 +376,8 @@ def fit_ensemble(study: Study, names: Sequence[str], chosen: Mapping[bool, Setti
         statement=STATEMENT.format(videos=len(names)),
         actions=ACTIONS,
         instruments=INSTRUMENTS,
-        labels=fit_head(study.named(names, full=False, samples=False), chosen[False], full=False),
-        full=fit_head(seen, chosen[True], full=True) if seen else None,
+        labels=fit_head(study.named(names, full=False, samples=False), chosen[False], full=False, set_from=sets[False]),
+        full=fit_head(seen, chosen[True], full=True, set_from=sets[True]) if seen else None,
     )
 
 
@@ -341,7 +405,7 @@ def ranks(probabilities: Matrix, targets: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def line(probabilities: Matrix, targets: NDArray[np.intp]) -> str:
-    """Accuracy, log loss and calibration errors in one line."""
+    """Accuracy, log loss and calibration errors in one line, and what chance alone makes of the last one."""
     place = ranks(probabilities, targets)
     top = "/".join(f"{100 * float((place < k).mean()):.1f}" for k in (1, 2, 3))
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
@@ -350,10 +414,13 @@ def line(probabilities: Matrix, targets: NDArray[np.intp]) -> str:
         for row in range(len(targets))
         for action in order[row]
     ]
-    first = [(float(probabilities[row].max()), bool(place[row] == 0)) for row in range(len(targets))]
+    stated = probabilities.max(1)
+    first = list(zip(stated.tolist(), (place == 0).tolist(), strict=True))
+    chance = expected_ece(stated.tolist())
     return (
         f"top-1/2/3 {top} %, log loss {log_loss(probabilities, targets):.3f}, calibration error "
-        f"{statistical.calibration_error(ranked):.3f} (top-1 {statistical.calibration_error(first):.3f}), "
+        f"{statistical.calibration_error(ranked):.3f} (top-1 {statistical.calibration_error(first):.3f}, by chance alone "
+        f"{chance.value:.3f}, up to {chance.high:.3f}; stated {100 * float(stated.mean()):.1f} %), "
         f"macro-F1 {100 * macro_f1(order[:, 0], targets):.1f}, n={len(targets)}"
     )
 
@@ -365,6 +432,22 @@ def macro_f1(predicted: NDArray[np.intp], targets: NDArray[np.intp]) -> float:
         both = int(((predicted == action) & (targets == action)).sum())
         scores.append(2 * both / (int((predicted == action).sum()) + int((targets == action).sum())))
     return sum(scores) / len(scores)
+
+
+def errors(found: Forecasts) -> str:
+    """What was taken for what, the commonest first, and how often the two rare actions were foreseen."""
+    said = found.probabilities.argmax(1)
+    wrong = Counter(
+        f"after {(one.history or ('the start',))[-1]} {ACTIONS[one.target]} taken for {ACTIONS[guess]}"
+        for one, guess in zip(found.asked, said.tolist(), strict=True)
+        if guess != one.target
+    )
+    rare = np.isin(found.targets, [ACTIONS.index("Coagulation"), ACTIONS.index("Aspiration")])
+    listed = ", ".join(f"{kind} {count}" for kind, count in wrong.most_common(4))
+    return (
+        f"{wrong.total()} errors: {listed}; {int((said == found.targets)[rare].sum())} of {int(rare.sum())} "
+        "coagulations and aspirations foreseen"
+    )
 
 
 def gain(found: Forecasts, *, draws: int = 2000) -> str:
@@ -384,7 +467,7 @@ def gain(found: Forecasts, *, draws: int = 2000) -> str:
 
 
 def risk_coverage(found: Forecasts) -> str:
-    """Top-1 accuracy among the most confident answers."""
+    """Top-1 accuracy among the most confident answers, and the area under the risk-coverage curve."""
     confidence = found.probabilities.max(1)
     right = ranks(found.probabilities, found.targets) == 0
     order = np.argsort(-confidence, kind="stable")
@@ -392,30 +475,87 @@ def risk_coverage(found: Forecasts) -> str:
     for share in (1.0, 0.9, 0.8, 0.7, 0.5):
         kept = order[: max(1, round(share * len(order)))]
         cells.append(f"{100 * share:.0f} %: {100 * right[kept].mean():.1f} (from {confidence[kept].min():.2f} on)")
-    return ", ".join(cells)
+    wrong = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
+    return f"{', '.join(cells)}; area under risk-coverage {wrong.mean():.3f}, blind {1 - right.mean():.3f}"
 
 
-def conformal(parts: Sequence[Forecasts]) -> str:
-    """Coverage and size of the sets {a: p(a) ≥ t}, t fitted on the other folds so that each of them is covered."""
-    scores = [part.probabilities[np.arange(len(part.asked)), part.targets] for part in parts]
+@dataclass(frozen=True, slots=True)
+class Conformal:
+    """The sets {a: p(a) ≥ set_from}.
 
-    def threshold(values: Matrix) -> float:
-        """The finite-sample quantile of split conformal prediction: at most 10 % of a new draw lies below."""
-        lowest = math.floor((1 - COVERAGE) * (len(values) + 1))
-        return float(np.sort(values)[lowest - 1]) if lowest else 0.0
+    Attributes:
+        level: Share of what came that may lie below the threshold, over all.
+        set_from: The threshold.
+        covered: How often the set held what came.
+        worst: The same in the worst of five groups of videos, averaged over the shuffles.
+        size: Actions in a set.
+    """
 
-    cells = []
-    for name, pooled in (("pooled", True), ("strictest fold", False)):
-        covered, sizes = [], []
-        for held, part in enumerate(parts):
-            others = [score for index, score in enumerate(scores) if index != held]
-            least = threshold(np.concatenate(others)) if pooled else min(threshold(score) for score in others)
-            covered.append(float((scores[held] >= least).mean()))
-            sizes.extend((part.probabilities >= max(least, 1e-9)).sum(1).tolist())
-        shares = "/".join(f"{100 * share:.0f}" for share in covered)
-        every = sum(share * len(score) for share, score in zip(covered, scores, strict=True)) / sum(map(len, scores))
-        cells.append(f"{name} threshold: {100 * every:.1f} % (folds {shares}), {sum(sizes) / len(sizes):.2f} actions")
-    return "; ".join(cells)
+    level: float
+    set_from: float
+    covered: float
+    worst: float
+    size: float
+
+    def __str__(self) -> str:
+        return (
+            f"level {self.level:g}, from probability {self.set_from:.3f}: {100 * self.covered:.1f} % covered, "
+            f"{100 * self.worst:.1f} % in the worst of five groups of videos, {self.size:.2f} actions"
+        )
+
+
+def conformal(found: Forecasts) -> list[Conformal]:
+    """Cross-conformal sets at every level of `LEVELS`, the widest last.
+
+    Coverage is measured on groups of videos whose threshold comes from the others; the threshold is that of all of them.
+    """
+    scores = found.probabilities[np.arange(len(found.asked)), found.targets]
+    videos = np.array([one.video for one in found.asked])
+    made = []
+    for level in LEVELS:
+        covered, worst, sizes = [], [], []
+        for seed in range(SHUFFLES):
+            shares = []
+            for part in statistical.folds(sorted(set(videos.tolist())), seed=seed):
+                held = np.isin(videos, part)
+                least = quantile(scores[~held], level)
+                shares.append(float((scores[held] >= least).mean()))
+                covered.extend((scores[held] >= least).tolist())
+                sizes.extend((found.probabilities[held] >= max(least, 1e-9)).sum(1).tolist())
+            worst.append(min(shares))
+        made.append(
+            Conformal(
+                level, quantile(scores, level), float(np.mean(covered)), float(np.mean(worst)), float(np.mean(sizes))
+            )
+        )
+    return made
+
+
+def quantile(scores: Matrix, level: float) -> float:
+    """The finite-sample quantile of split conformal prediction: at most `level` of new draws lie below it on average."""
+    lowest = math.floor(level * (len(scores) + 1))
+    return float(np.sort(scores)[lowest - 1]) if lowest else 0.0
+
+
+def narrowest(made: Sequence[Conformal]) -> Conformal:
+    """The smallest sets that cover `COVERAGE` in the worst group; the widest if none does."""
+    return next((one for one in made if one.worst >= COVERAGE), made[-1])
+
+
+def held_to(found: Forecasts, set_from: float) -> str:
+    """What sets from a given threshold on cover, by group of five and by current action."""
+    scores = found.probabilities[np.arange(len(found.asked)), found.targets] >= set_from
+    videos = np.array([one.video for one in found.asked])
+    current = np.array([(one.history or ("",))[-1] for one in found.asked])
+    groups = [float(scores[np.isin(videos, part)].mean()) for part in statistical.folds(sorted(set(videos.tolist())))]
+    acting = [
+        f"{action} {100 * scores[current == action].mean():.0f}" for action in ACTIONS if (current == action).any()
+    ]
+    sizes = np.maximum((found.probabilities >= set_from).sum(1), 1)
+    return (
+        f"{100 * scores.mean():.1f} % covered (five groups {'/'.join(f'{100 * share:.0f}' for share in groups)}; "
+        f"after {', '.join(acting)}), {sizes.mean():.2f} actions"
+    )
 
 
 def run(
@@ -425,18 +565,22 @@ def run(
     rows = load_rows(signals, videos)
     study = Study(videos, rows, order=order, concentration=concentration)
     chosen: dict[bool, Setting] = {}
+    sets: dict[bool, float] = {}
     for full, name in ((False, "labels and time"), (True, "with instrument rows")):
         able = [video for video in training if not full or video in rows]
         print(f"model over the memory, {name}: nested leave-one-video-out, {len(able)} training videos")
-        parts = study.nested(able, full=full)
-        found = joined(parts)
+        found = joined(study.nested(able, full=full))
         print(f"  samples           {line(found.probabilities, found.targets)}")
         print(f"  the n-gram there  {line(found.back_off, found.targets)}")
         print(f"  {gain(found)}")
+        print(f"  {errors(found)}")
         print(f"  accuracy by coverage  {risk_coverage(found)}")
-        print(f"  conformal sets    {conformal(parts)}")
+        made = conformal(found)
+        sets[full] = round(narrowest(made).set_from, 3)
+        for one in made:
+            print(f"  sets{' (chosen)' if one is narrowest(made) else ''}: {one}")
         chosen[full] = study.choose(able, full=full)
-        print(f"  chosen: {chosen[full]}")
+        print(f"  chosen: {chosen[full]}, sets from {sets[full]}")
         every = joined(
             study.forecast(set(able) - set(part), part, chosen[full], full=full, samples=False)
             for part in statistical.folds(able)
@@ -448,14 +592,16 @@ def run(
         for count in (9, 18, 27):
             if count < len(able):
                 print(f"  learning curve, {count:2d} videos  {_learning(study, able, chosen[full], count, full=full)}")
-    file = fit_ensemble(study, training, chosen)
+    file = fit_ensemble(study, training, chosen, sets)
     print("reports: nothing was chosen by these")
     for full, name in ((False, "labels and time"), (True, "with instrument rows")):
-        everyone = [video for video in (*training, *sorted(TEST_VIDEOS)) if not full or video in rows]
+        everyone = [video for video in videos if not full or video in rows]
         found = study.leave_one_out(everyone, chosen[full], full=full)
         print(f"  {name}, leave-one-video-out over {len(everyone)}: {line(found.probabilities, found.targets)}")
         print(f"  {name}, the n-gram there: {line(found.back_off, found.targets)}")
         print(f"  {name}, {gain(found)}")
+        print(f"  {name}, sets: {held_to(found, sets[full])}")
+        print(f"  {name}, accuracy by coverage: {risk_coverage(found)}")
     tested = study.forecast(training, TEST_VIDEOS, chosen[False], full=False)
     print(f"  test samples, labels and time         {line(tested.probabilities, tested.targets)}")
     seen = [video for video in TEST_VIDEOS if video in rows]

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from stream_agent.errors import ConfigError, StreamAgentError
 from stream_agent.evaluation.dataset import TEST_VIDEOS, TRAIN_VIDEOS, SapClip, load_sap
 from stream_agent.planner.durations import DurationDistribution, distribution
@@ -80,23 +82,27 @@ def fit(
         ConfigError: One of them is held out or not in the file, or an action never ends.
     """
     chosen = sorted(names)
+    _refuse(videos, chosen, held_out)
+    return count(videos, chosen, order=order, concentration=concentration)
+
+
+def _refuse(videos: Videos, chosen: Iterable[str], held_out: Container[str]) -> None:
+    """Let no video through that is held out or unknown.
+
+    Raises:
+        ConfigError: One of them is.
+    """
     for name in chosen:
         if name in held_out:
             raise ConfigError(f"{name} is a test video and is never fitted on; leave it out")
         if name not in videos:
             raise ConfigError(f"{name} is not in the annotation file; it has {len(videos)} videos, name one of them")
-    return count(videos, chosen, order=order, concentration=concentration)
 
 
 def count(videos: Videos, names: Iterable[str], *, order: int, concentration: float) -> ModelFile:
     """Count the clips of any videos, for cross-validation over all of them; what is shipped comes from `fit`."""
     chosen = sorted(names)
-    counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
-    for name in chosen:
-        labels = (START, *(clip.action for clip in videos[name]))
-        for place in range(1, len(labels)):
-            for length in range(min(order - 1, place) + 1):
-                counts[labels[place - length : place]][labels[place]] += 1
+    counts = _contexts(videos, chosen, order=order)
     return ModelFile(
         version=SCHEMA,
         statement=STATEMENT.format(procedures=len(chosen)),
@@ -110,6 +116,17 @@ def count(videos: Videos, names: Iterable[str], *, order: int, concentration: fl
         ),
         durations=_durations(videos[name] for name in chosen),
     )
+
+
+def _contexts(videos: Videos, names: Iterable[str], *, order: int) -> dict[tuple[str, ...], Counter[str]]:
+    """What followed each context of fewer than `order` labels, and how often."""
+    counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for name in names:
+        labels = (START, *(clip.action for clip in videos[name]))
+        for place in range(1, len(labels)):
+            for length in range(min(order - 1, place) + 1):
+                counts[labels[place - length : place]][labels[place]] += 1
+    return counts
 
 
 def score(parts: Iterable[tuple[NgramModel, Sequence[Moment]]]) -> Score:
@@ -152,23 +169,41 @@ def folds(names: Iterable[str], *, count: int = FOLDS, seed: int = 0) -> list[li
 
 
 def choose(videos: Videos, names: Iterable[str], *, held_out: Container[str] = TEST_VIDEOS) -> tuple[int, float]:
-    """Order and concentration with the least cross-validated log loss over all moments; the simpler one on a tie."""
+    """Order and concentration with the least cross-validated log loss over all moments; the simpler one on a tie.
+
+    Every setting is scored at once: a shorter order looks at fewer of the same counts, see `NgramModel`.
+    """
     chosen = list(names)
-    splits = [
-        (sorted(set(chosen) - set(part)), all_moments(videos, part))
-        for seed in range(SHUFFLES)
-        for part in folds(chosen, seed=seed)
-    ]
-
-    def loss(setting: tuple[int, float]) -> float:
-        order, concentration = setting
-        parts = (
-            (NgramModel(fit(videos, rest, order=order, concentration=concentration, held_out=held_out)), moments)
-            for rest, moments in splits
-        )
-        return round(score(parts).log_loss, 4)
-
-    return min(((order, concentration) for order in ORDERS for concentration in CONCENTRATIONS), key=loss)
+    nothing: Counter[str] = Counter()
+    gathered = []  # per moment, the counts of each action after its contexts of 0, 1, … labels
+    candidates = []
+    targets = []
+    for seed in range(SHUFFLES):
+        for part in folds(chosen, seed=seed):
+            taught = sorted(set(chosen) - set(part))
+            _refuse(videos, taught, held_out)
+            counts = _contexts(videos, taught, order=max(ORDERS))
+            for moment in all_moments(videos, part):
+                past = (START, *moment.history)
+                ends = [
+                    counts.get(past[len(past) - length :], nothing) if length <= len(past) else nothing
+                    for length in range(max(ORDERS))
+                ]
+                gathered.append([[end[action] for action in ACTIONS] for end in ends])
+                candidates.append([action != past[-1] for action in ACTIONS])
+                targets.append(ACTIONS.index(moment.target))
+    may_come = np.array(candidates)
+    seen = np.array(gathered, dtype=np.float64) * may_come[:, None]  # (moments, lengths, actions)
+    asked = np.arange(len(targets))
+    losses: dict[tuple[int, float], float] = {}
+    for concentration in CONCENTRATIONS:
+        probabilities = may_come / may_come.sum(1, keepdims=True)
+        for order in range(1, max(ORDERS) + 1):
+            counted = seen[:, order - 1]
+            probabilities = (counted + concentration * probabilities) / (counted.sum(1, keepdims=True) + concentration)
+            loss = -np.log(np.maximum(probabilities[asked, targets], 1e-3)).mean()
+            losses[order, concentration] = round(float(loss), 4)
+    return min(((order, concentration) for order in ORDERS for concentration in CONCENTRATIONS), key=losses.__getitem__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,14 +217,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="VID", help="training videos to leave out")
     options = parser.parse_args(arguments)
     try:
-        _run(options.sap, options.signals, options.out, frozenset(options.exclude))
+        train(options.sap, options.signals, options.out, exclude=options.exclude)
     except StreamAgentError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _run(sap: Path, signals: Path | None, out: Path | None, excluded: frozenset[str]) -> None:
+def train(sap: Path, signals: Path | None, out: Path | None, *, exclude: Iterable[str] = ()) -> None:
+    """Fit the label model, with `signals` the model over the memory too, print every figure, write both beside `out`.
+
+    Raises:
+        ConfigError: An input cannot be read, or `exclude` names no training video.
+    """
+    excluded = frozenset(exclude)
     videos = load_sap(sap)
     unknown = excluded - TRAIN_VIDEOS
     if unknown:

@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stream_agent.config import SegmenterConfig
-from stream_agent.training.annotations import ACTIONS, TEST_VIDEOS, Timeline, load_timelines, load_tool_rows
+from stream_agent.training.annotations import ACTIONS, TEST_VIDEOS, load_timelines, load_tool_rows
 from stream_agent.training.pictures import EXCERPTS, FRAME_FOLDERS
-from stream_agent.training.signals import evaluate, fit_table, report
-
-HOOK, CLIPPER = (0, 0, 1, 0, 0, 0, 0), (0, 0, 0, 0, 1, 0, 0)
 
 
 @pytest.fixture
@@ -62,19 +58,6 @@ def test_the_test_split_is_rendezvous_and_no_excerpt_or_folder_crosses_it() -> N
     assert sorted(TEST_VIDEOS) == [6, 8, 10, 12, 14, 29, 32, 42, 50, 51, 73, 74, 78, 80, 111]
     assert not {excerpt.video for excerpt in EXCERPTS} & TEST_VIDEOS
     assert set(FRAME_FOLDERS) & TEST_VIDEOS == {73, 74}
-
-
-def test_the_emission_table_counts_labelled_seconds_only() -> None:
-    timeline = Timeline(starts_s=(0, 10, 20), actions=("Dissection", "Vessel Clipping", ""), sap_end_s=20)
-    rows = {second: HOOK if second < 10 else CLIPPER for second in range(30)}
-    table = fit_table([(rows, timeline)])
-    dissection, clipping = ACTIONS.index("Dissection"), ACTIONS.index("Vessel Clipping")
-    assert table.counts["0010000"][dissection] == 10.0
-    assert table.counts["0000100"][clipping] == 10.0
-    assert sum(map(sum, table.counts.values())) == 20.0
-    assert table.presence[dissection][2] == pytest.approx(10.5 / 11, abs=1e-6)
-    numbers = report([evaluate(table, rows, timeline, SegmenterConfig(min_dwell_s=0.0))])
-    assert (numbers["seconds"], numbers["frame_accuracy"], numbers["segmenter_clips_per_video"]) == (20, 1.0, 2.0)
 
 
 def test_every_second_of_the_real_labels_has_an_action_of_the_closed_set(shared_data: Path) -> None:

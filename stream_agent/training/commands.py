@@ -1,0 +1,82 @@
+"""The command line of training: `train statistical`, `train recogniser`, `train signals`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import click
+
+from stream_agent.errors import ConfigError
+
+_FILE = click.Path(path_type=Path)
+_PACK = Path("configs/procedures/cholecystectomy")
+
+
+@click.group()
+def train() -> None:
+    """Fit the models of a procedure pack on your copy of the annotations; needs pip install stream-agent[train]."""
+
+
+@train.command()
+@click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
+@click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz.")
+@click.option("--exclude", multiple=True, metavar="VID,…", help="Training videos to leave out.")
+@click.option("--out", type=_FILE, default=_PACK, show_default=True, help="Folder of the pack to write to.")
+def statistical(sap: Path, signals: Path | None, exclude: tuple[str, ...], out: Path) -> int:
+    """Fit the statistical planner, print every number of its model card, and write planner.json and ensemble.json."""
+    _require("sklearn")
+    from stream_agent.training import statistical as trainer
+
+    trainer.train(sap, signals, _folder(out) / "planner.json", exclude=_names(exclude))
+    return 0
+
+
+@train.command()
+@click.option("--data", type=_FILE, required=True, help="Folder with cholect50/, cholec80/, sap/ and video/.")
+@click.option("--exclude", multiple=True, metavar="VID,…", help="Videos to leave out.")
+@click.option(
+    "--add", nargs=2, multiple=True, type=_FILE, metavar="VIDEO LABELS", help="Labels that a person corrected."
+)
+@click.option("--quick", is_flag=True, help="A minute instead of half an hour; the model is worse.")
+@click.option("--out", type=_FILE, default=_PACK, show_default=True, help="Folder of the pack to write to.")
+def recogniser(data: Path, exclude: tuple[str, ...], add: tuple[tuple[Path, Path], ...], quick: bool, out: Path) -> int:
+    """Fine-tune the recogniser, print every number of its model card, and write recogniser.onnx."""
+    _require("torch", "onnx", "efficientnet_lite_pytorch")
+    from stream_agent.training import recogniser as trainer
+
+    click.echo(
+        trainer.train(data, _folder(out) / "recogniser.onnx", exclude=_names(exclude), corrected=add, quick=quick)
+    )
+    return 0
+
+
+@train.command()
+@click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
+@click.option("--signals", type=_FILE, required=True, help="Folder of videoNN.csv: instruments at 1 Hz.")
+@click.option("--exclude", multiple=True, metavar="VID,…", help="Videos to leave out.")
+@click.option("--out", type=_FILE, default=_PACK, show_default=True, help="Folder of the pack to write to.")
+def signals(sap: Path, signals: Path, exclude: tuple[str, ...], out: Path) -> int:
+    """Fit what turns 1 Hz instruments into clips, print every number of its model card, write two files."""
+    from stream_agent.training import signals as trainer
+
+    trainer.train(sap, signals, _folder(out), exclude=_names(exclude))
+    return 0
+
+
+def _require(*modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} is not installed, and training needs it; pip install stream-agent[train]"
+        )
+
+
+def _folder(out: Path) -> Path:
+    if not out.is_dir():
+        raise ConfigError(f"--out {out} is no folder; name that of a procedure pack, or make a new one first")
+    return out
+
+
+def _names(given: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name.strip() for part in given for name in part.split(",") if name.strip())
