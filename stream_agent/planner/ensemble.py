@@ -1,13 +1,15 @@
-"""The fitted model over the structured memory: small forests and a multinomial logistic model, averaged per head.
+"""The fitted model over the structured memory: a multinomial logistic model and, where it has one, a forest per head.
 
-Two heads see different features (planner/features.py): `labels` looks at clips and time, `full` at the use of instruments
-too, and answers only where instruments were observed. A head's probability of action a given features x and the back-off
-distribution q of the n-gram is
+Two heads see different features (planner/features.py): `labels` looks at clips and time, `full` at the use of instruments,
+and answers only where instruments were observed. With f the forest (mean leaf distribution over all trees) and l the
+logistic model, each without the current action and made to sum to 1, q the n-gram's distribution, w the linear share and
+s the n-gram's share, a head says
 
-    p(a) ∝ ((1 - s) mean_m p_m(a | x) + s q(a)) ** sharpness,   a ≠ current
+    p(a) ∝ ((1 - s) ((1 - w) f(a) + w l(a)) + s q(a)) ** sharpness,   a ≠ current
 
-with the mean over its forests (mean leaf distribution over all trees) and its logistic model, s the share of the n-gram.
-The file is JSON of numbers, checked before use; nothing in it is run.
+No head sees which action is going on as a feature: it only rules that action out. What follows retraction and what follows
+clipping then inform each other, which foresees better (docs/model_card_statistical.md). The file is JSON of numbers, checked
+before use; nothing in it is run.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -27,10 +30,11 @@ from stream_agent.located_yaml import read_text
 from stream_agent.messages import Memory
 from stream_agent.planner.features import instrument_features, instrument_names, label_features, label_names, spoken
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 FILE_NAME: Final = "ensemble.json"
 MOST_BYTES: Final = 1_000_000
 _FARTHEST: Final = 5.0
+_LEAST: Final = 1e-4  # so that an action that no leaf knows keeps a probability
 _LOOKED_AT: Final = 12
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -66,13 +70,26 @@ class Linear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HeadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One head; `ngram_share` is s of the formula above."""
+    """One head.
+
+    Attributes:
+        features: Names of what it looks at, among those of planner/features.py.
+        ngram_share: s of the formula above.
+        linear_share: w of the formula above; 1 for a head without a forest.
+        sharpness: The exponent; above 1 the likely becomes likelier.
+        set_from: Actions from this probability on are the conformal set: fitted so that in each group of videos it holds
+            what came in 90 % of the cases or more.
+        linear: The logistic model.
+        forest: The trees; None for none.
+    """
 
     features: tuple[str, ...]
     ngram_share: Share
+    linear_share: Share
     sharpness: Annotated[float, msgspec.Meta(gt=0, le=10)]
+    set_from: Share
     linear: Linear
-    forests: Annotated[tuple[Forest, ...], msgspec.Meta(max_length=4)]
+    forest: Forest | None
 
 
 class EnsembleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -101,15 +118,19 @@ class Head:
         self._scale = np.array(file.linear.scale)
         self._weights = np.array(file.linear.weights)
         self._bias = np.array(file.linear.bias)
-        self._forests = [_Trees(forest) for forest in file.forests]
+        self._trees = None if file.forest is None else _Trees(file.forest)
 
-    def probabilities(self, features: Sequence[float]) -> NDArray[np.float64]:
-        """Mean of the members, every action included, (actions,)."""
+    def probabilities(self, features: Sequence[float], allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The members' weighted mean over the allowed actions, (actions,); 0 for the others."""
         x = np.array(features)
-        total = _softmax(self._weights @ self._standard(x) + self._bias)
-        for trees in self._forests:
-            total = total + trees.probabilities(x)
-        mean: NDArray[np.float64] = total / (1 + len(self._forests))
+        scores = np.where(allowed, self._weights @ self._standard(x) + self._bias, -np.inf)
+        powers: NDArray[np.float64] = np.exp(scores - scores.max())
+        linear: NDArray[np.float64] = powers / powers.sum()
+        if self._trees is None:
+            return linear
+        seen = np.where(allowed, self._trees.probabilities(x) + _LEAST, 0.0)
+        share = self.file.linear_share
+        mean: NDArray[np.float64] = (1 - share) * seen / seen.sum() + share * linear
         return mean
 
     def pull(self, features: Sequence[float], action: int) -> NDArray[np.float64]:
@@ -134,10 +155,10 @@ class Ensemble:
         if file.version != SCHEMA:
             raise ConfigError(f"version={file.version} is not {SCHEMA}, which is read here; fit the model again")
         names = label_names(file.actions)
-        if file.labels.features != names:
-            raise ConfigError("labels.features are not those read here; fit the model again")
-        if file.full is not None and file.full.features != names + instrument_names(file.instruments):
-            raise ConfigError("full.features are not those read here; fit the model again")
+        self._places = {
+            "labels": _places("labels", file.labels, names),
+            "full": [] if file.full is None else _places("full", file.full, names + instrument_names(file.instruments)),
+        }
         self.file = file
         self.digest = digest
         self.labels = Head(file.labels, len(file.actions))
@@ -147,32 +168,39 @@ class Ensemble:
         """The head that fits what `memory` holds, and the features it looks at."""
         features = label_features(memory, self.file.actions)
         if self.full is None or not memory.instrument_use:
-            return self.labels, features
-        return self.full, features + instrument_features(memory, self.file.instruments)
+            return self.labels, [features[place] for place in self._places["labels"]]
+        features += instrument_features(memory, self.file.instruments)
+        return self.full, [features[place] for place in self._places["full"]]
 
     def probabilities(self, memory: Memory, back_off: Mapping[str, float]) -> dict[str, float]:
         """Probability of each action of `back_off` (the n-gram's answer, without the current action); sums to 1."""
-        head, features = self.head(memory)
-        return self.mixed(head, head.probabilities(features), back_off)
+        return self.mixed(*self.head(memory), back_off)
 
-    def mixed(self, head: Head, own: NDArray[np.float64], back_off: Mapping[str, float]) -> dict[str, float]:
-        """A head's own distribution over all actions, with the n-gram's share, sharpened and without the current one."""
-        answer = dict(zip(self.file.actions, own.tolist(), strict=True))
-        kept = math.fsum(answer[action] for action in back_off)
+    def mixed(self, head: Head, features: Sequence[float], back_off: Mapping[str, float]) -> dict[str, float]:
+        """A head's answer about the actions of `back_off`, with the n-gram's share, sharpened."""
+        allowed = np.array([action in back_off for action in self.file.actions])
+        own = dict(zip(self.file.actions, head.probabilities(features, allowed).tolist(), strict=True))
         share, sharpness = head.file.ngram_share, head.file.sharpness
         powers = {
-            action: max((1 - share) * answer[action] / kept + share * prior, 1e-6) ** sharpness
+            action: max((1 - share) * own[action] + share * prior, 1e-6) ** sharpness
             for action, prior in back_off.items()
         }
         total = math.fsum(powers.values())
         return {action: power / total for action, power in powers.items()}
 
-    def reasons(self, head: Head, features: Sequence[float], action: str) -> list[str]:
+    def covering(self, head: Head, probabilities: Mapping[str, float]) -> tuple[str, ...]:
+        """The conformal set, the likeliest first: never empty, and what comes is in it in 90 % of the cases or more."""
+        ranked = sorted(probabilities, key=lambda action: -probabilities[action])
+        return tuple(
+            action for place, action in enumerate(ranked) if place == 0 or probabilities[action] >= head.file.set_from
+        )
+
+    def reasons(self, head: Head, features: Sequence[float], action: str, *, most: int) -> list[str]:
         """Observations that speak for `action` in the head's linear member, the strongest first, with their values."""
         pull = head.pull(features, self.file.actions.index(action))
         strongest = np.argsort(-pull, kind="stable")[:_LOOKED_AT].tolist()
         told = (spoken(head.file.features[place], features[place]) for place in strongest if pull[place] > 0)
-        return [text for text in told if text]
+        return list(islice(filter(None, told), most))
 
 
 class _Trees:
@@ -215,10 +243,17 @@ def load_ensemble(path: Path) -> Ensemble:
         raise ConfigError(f"{path}:1: {error}") from error
 
 
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(scores - scores.max())
-    whole: NDArray[np.float64] = powers / powers.sum()
-    return whole
+def _places(head: str, file: HeadFile, names: Sequence[str]) -> list[int]:
+    """Where each feature of a head is among all that are read.
+
+    Raises:
+        ConfigError: One of them is not read here.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    unknown = [name for name in file.features if name not in places]
+    if unknown:
+        raise ConfigError(f"{head}.features: '{unknown[0]}' is not read here; fit the model again")
+    return [places[name] for name in file.features]
 
 
 def _depth(forest: Forest) -> int:
@@ -243,8 +278,8 @@ def _check(file: HeadFile, actions: int) -> None:
         raise ConfigError("a linear model is not of its features' and actions' size; fit the model again")
     if not all(math.isfinite(value) for row in (*rows, linear.bias) for value in row) or min(linear.scale) <= 0:
         raise ConfigError("a linear model holds values that are not finite, or scales of 0; fit the model again")
-    for forest in file.forests:
-        _check_forest(forest, width, actions)
+    if file.forest is not None:
+        _check_forest(file.forest, width, actions)
 
 
 def _check_forest(forest: Forest, width: int, actions: int) -> None:

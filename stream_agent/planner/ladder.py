@@ -26,10 +26,10 @@ def choose(
         gate: Why the newest picture is no ground for a plan; empty if it is.
         memory: The newest snapshot.
         statistical: The in-process planner's answer for it.
-        worker_plan: The worker's last valid answer, which may be for an earlier frame.
+        worker_plan: The worker's last valid answer, fused or the model's own, which may be for an earlier frame.
         worker_state: Why the worker has no newer answer, in a few words.
     """
-    reasons: dict[Rung, str] = {"fused": "fusion is not configured"}
+    reasons: dict[Rung, str] = {"fused": "no answer of a model to fuse" if worker_plan is None else "was not fused"}
     if gate:
         return _with_reports(
             abstention(statistical, f"gate: {gate}"), reasons | {"vlm": f"gate: {gate}", "statistical": f"gate: {gate}"}
@@ -42,6 +42,8 @@ def choose(
         reasons["vlm"] = f"its answer was for {worker_plan.current_action}, which is over; {worker_state}"
     else:
         return _with_reports(worker_plan, reasons | {"statistical": "a higher rung answered"})
+    if worker_plan is not None and worker_plan.source == "fused":
+        reasons["fused"] = reasons["vlm"]
     if statistical.abstained:
         reasons["statistical"] = statistical.abstain_reason
     elif statistical.valid_until_ns < now_ns:

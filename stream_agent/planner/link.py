@@ -31,7 +31,7 @@ class WorkerLink:
         self._requests: zmq.Socket[bytes] | None = None
         self._answers: zmq.Socket[bytes] | None = None
 
-    def job(self, planner_json: str, actions: tuple[str, ...]) -> bytes:
+    def job(self, planner_json: str, actions: tuple[str, ...], pack: str = "") -> bytes:
         """Open fresh sockets and describe them, and the planner, to the worker that is about to start."""
         self.close()
         life = next(self._lives)
@@ -41,7 +41,7 @@ class WorkerLink:
         self._requests.linger = self._answers.linger = 0
         self._requests.bind(requests)
         self._answers.bind(answers)
-        return msgspec.json.encode(WorkerJob(planner_json, actions, requests, answers))
+        return msgspec.json.encode(WorkerJob(planner_json, actions, requests, answers, pack))
 
     @property
     def connected(self) -> bool:
@@ -52,9 +52,9 @@ class WorkerLink:
         """Send a request; False when the worker takes none."""
         return self._send(request)
 
-    def abort(self, request_id: int) -> None:
+    def abort(self, request_id: int, stream_id: str = "") -> None:
         """Tell the worker that an answer is not wanted any more."""
-        self._send(Abort(request_id))
+        self._send(Abort(request_id, stream_id))
 
     def collect(self, timeout_s: float = 0.0) -> Iterator[FromWorker]:
         """What the worker has sent; bytes that are no answer count as a failure of whatever is running (id 0)."""

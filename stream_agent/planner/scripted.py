@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
 from stream_agent.clock import NS_PER_S
 from stream_agent.config import ScriptedStep
 from stream_agent.errors import BackendError
-from stream_agent.messages import RANKED, ChainStep, Plan, PlanRequest, RankedAction
+from stream_agent.messages import RANKED, ChainStep, Plan, PlanRequest, PlanUpdate, RankedAction
 from stream_agent.planner.protocol import unanswered
 
 _PROBABILITIES = (0.5, 0.3, 0.2)
@@ -22,21 +23,25 @@ class ScriptedPlanner:
     """Follows a script step by step, from the start again after its end."""
 
     name = "scripted"
+    explains = False
 
     def __init__(self, actions: Sequence[str], script: Sequence[ScriptedStep], *, valid_s: float) -> None:
         self._actions = tuple(actions)
         self._valid_ns = round(valid_s * NS_PER_S)
         self._steps = itertools.cycle(script)
 
-    def plan(self, request: PlanRequest, cancelled: threading.Event) -> Plan:
-        """What the next step says; a delay ends early when the request is cancelled.
+    async def start(self) -> list[str]:
+        """Nothing to load."""
+        return []
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """What the next step says; a delay can be cancelled.
 
         Raises:
-            BackendError: The script says so, or the request was cancelled.
+            BackendError: The script says so.
         """
         step = next(self._steps)
-        if cancelled.wait(step.delay_s):
-            raise BackendError("cancelled")
+        await asyncio.sleep(step.delay_s)
         match step.behaviour:
             case "hang":
                 threading.Event().wait()  # for ever, deaf to cancellation: what a stuck GPU looks like
@@ -51,6 +56,15 @@ class ScriptedPlanner:
         current = request.memory.current
         ranked = step.ranked or tuple(action for action in self._actions if action != current)[:RANKED]
         return self._answer(request, ranked)
+
+    async def more(self, request: PlanRequest, plan: Plan) -> AsyncIterator[PlanUpdate]:  # noqa: ARG002
+        """Nothing: canned answers say all there is."""
+        nothing: tuple[PlanUpdate, ...] = ()
+        for update in nothing:
+            yield update
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
     def _answer(self, request: PlanRequest, ranked: Sequence[str]) -> Plan:
         if request.memory.near is None:

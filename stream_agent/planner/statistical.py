@@ -95,10 +95,10 @@ class StatisticalPlanner:
                 RankedAction(action, counted[action], self._counts_cited(context, action)) for action in _best(counted)
             )
         head, features = self._ensemble.head(memory)
-        probabilities = self._ensemble.mixed(head, head.probabilities(features), counted)
+        probabilities = self._ensemble.mixed(head, features, counted)
         ranked = []
         for action in _best(probabilities):
-            cited = self._ensemble.reasons(head, features, action)[:CITED]
+            cited = self._ensemble.reasons(head, features, action, most=CITED)
             text = "; ".join([self._counts_cited(context, action), *cited])
             ranked.append(RankedAction(action, probabilities[action], text))
         return tuple(ranked)

@@ -1,22 +1,29 @@
-"""The planner worker process: one request at a time, aborted when told, heartbeats while it thinks.
+"""The planner worker process: sockets around `Serving`, one asyncio loop, heartbeats from a thread of their own.
 
-Requests come in on a thread of their own, so that an abort reaches a planner that is busy. The planner runs in the main
-thread; a planner that hangs there leaves the heartbeat alive, and the agent finds out by the deadline.
+An engine computes in threads or processes of its own, so aborts reach the loop while it does. One that blocks the loop leaves the
+heartbeat alive, and the agent finds out by the deadline. An engine that is lost ends the process, and the agent starts it again.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import zmq
+import zmq.asyncio
 
-from stream_agent.child import ChildSide
+from stream_agent.child import ChildSide, die_with_parent
 from stream_agent.config import PlannerConfig
-from stream_agent.errors import UNDECODABLE, StreamAgentError
-from stream_agent.messages import Abort, FromWorker, PlanFailure, PlanRequest, ToWorker
+from stream_agent.errors import UNDECODABLE, BackendError, ConfigError, StreamAgentError
+from stream_agent.messages import FromWorker, ToWorker
 from stream_agent.planner.scripted import ScriptedPlanner
+from stream_agent.planner.serving import Serving, WorkerPlanner
+
+_POLL_MS = 100
+_CLOSE_S = 5.0
 
 _decoder = msgspec.msgpack.Decoder(ToWorker)
 _encoder = msgspec.msgpack.Encoder()
@@ -30,100 +37,109 @@ class WorkerJob(msgspec.Struct, frozen=True):
         actions: The closed set, in pack order.
         requests: ipc address to pull requests from.
         answers: ipc address to push answers to.
+        pack: Folder of the procedure pack; only a language model needs it.
     """
 
     planner: str
     actions: tuple[str, ...]
     requests: str
     answers: str
+    pack: str = ""
 
 
-class Inbox:
-    """Requests as they come; an abort cancels its request wherever it is."""
+def build_planner(job: WorkerJob, config: PlannerConfig, notice: Callable[[str], None]) -> WorkerPlanner:
+    """The planner of a job, not started; `notice` is told of events while it runs.
 
-    def __init__(self, socket: zmq.Socket[bytes], child: ChildSide) -> None:
-        self._socket = socket
-        self._child = child
-        self._waiting: queue.SimpleQueue[tuple[PlanRequest, threading.Event]] = queue.SimpleQueue()
-        self._cancelled: dict[int, threading.Event] = {}
-        self._thread = threading.Thread(target=self._receive, name="inbox", daemon=True)
-        self._thread.start()
+    Raises:
+        ConfigError: The kind is none, or what it needs is missing.
+    """
+    if config.kind == "scripted":
+        return ScriptedPlanner(job.actions, config.script, valid_s=config.valid_s)
+    from stream_agent.planner.backends import build_backend
+    from stream_agent.planner.language import LanguagePlanner
+    from stream_agent.procedure import load_pack
 
-    def take(self, timeout_s: float) -> tuple[PlanRequest, threading.Event] | None:
-        """The next request and the event that cancels it."""
+    captioner = None
+    if config.form == "indirect" and config.captioner is not None:
+        captioner = build_backend(config.captioner, notice)
+    return LanguagePlanner(load_pack(Path(job.pack)), config, build_backend(config, notice), captioner)
+
+
+async def serve(job: WorkerJob, child: ChildSide) -> None:
+    """Answer requests until told to stop.
+
+    Raises:
+        ConfigError: The planner cannot start, and a restart would not help.
+        BackendError: The engine is lost, or did not start.
+    """
+    config = PlannerConfig.model_validate_json(job.planner)
+    planner = build_planner(job, config, child.notice)
+    try:
+        for line in await planner.start():
+            child.notice(line)
+        await _answer(job, child, planner, config)
+    finally:
+        await asyncio.wait_for(planner.close(), _CLOSE_S)
+
+
+async def _answer(job: WorkerJob, child: ChildSide, planner: WorkerPlanner, config: PlannerConfig) -> None:
+    context = zmq.asyncio.Context()
+    requests = context.socket(zmq.PULL)
+    blocking: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
+    answers = blocking.socket(zmq.PUSH)
+    requests.linger = answers.linger = 0
+
+    def send(message: FromWorker) -> None:
         try:
-            return self._waiting.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+            answers.send(_encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            pass  # the agent does not listen any more; its deadline speaks for itself
 
-    def done(self, request_id: int) -> None:
-        """Forget a request that was answered."""
-        self._cancelled.pop(request_id, None)
-
-    def close(self) -> None:
-        """Wait for the thread to let go of its socket."""
-        self._thread.join()
-
-    def _receive(self) -> None:
-        with self._socket:
-            while not self._child.stopped():
-                if not self._socket.poll(100):
-                    continue
-                try:
-                    message = _decoder.decode(self._socket.recv())
-                except UNDECODABLE as error:
-                    self._child.notice(f"planner worker: a message that is no request was ignored ({error})")
-                    continue
-                if isinstance(message, Abort):
-                    event = self._cancelled.get(message.request_id)
-                    if event is not None:
-                        event.set()
-                else:
-                    cancelled = threading.Event()
-                    self._cancelled[message.request_id] = cancelled
-                    self._waiting.put((message, cancelled))
+    serving = Serving(planner, config, send, asyncio.get_running_loop().create_future())
+    try:
+        requests.connect(job.requests)
+        answers.connect(job.answers)
+        child.ready()
+        while not child.stopped() and not serving.lost.done():
+            if not await requests.poll(_POLL_MS):
+                continue
+            try:
+                message = _decoder.decode(await requests.recv())
+            except UNDECODABLE as error:
+                child.notice(f"planner worker: a message that is no request was ignored ({error})")
+                continue
+            serving.take(message)
+        if serving.lost.done():
+            serving.lost.result()
+    finally:
+        await serving.close()
+        requests.close()
+        answers.close(linger=200)
+        context.term()
 
 
 def main() -> int:
     """Body of the planner worker process."""
     child = ChildSide()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    job = msgspec.json.decode(child.job, type=WorkerJob)
     try:
-        job = msgspec.json.decode(child.job, type=WorkerJob)
-        config = PlannerConfig.model_validate_json(job.planner)
-        planner = ScriptedPlanner(job.actions, config.script, valid_s=config.valid_s)
-        requests, answers = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-        requests.linger = answers.linger = 0
-        requests.connect(job.requests)
-        answers.connect(job.answers)
-        inbox = Inbox(requests, child)
-        try:
-            child.ready()
-            while not child.stopped():
-                taken = inbox.take(timeout_s=0.1)
-                if taken is not None:
-                    answers.send(_encoder.encode(_answer(planner, *taken)))
-                    inbox.done(taken[0].request_id)
-        finally:  # also by a planner's bug: a process that waits for its own sockets would seem well and answer nobody
-            child.stop.set()
-            inbox.close()
-            answers.close(linger=200)
+        asyncio.run(serve(job, child))
+    except ConfigError as error:
+        child.failed(str(error), error.exit_code)
+        return error.exit_code
+    except BackendError as error:  # a new process may help
+        child.notice(f"planner worker: {error}")
+        return error.exit_code
     except StreamAgentError as error:
         child.failed(str(error), error.exit_code)
         return error.exit_code
     finally:
-        context.destroy(linger=0)
+        child.stop.set()
     return 0
 
 
-def _answer(planner: ScriptedPlanner, request: PlanRequest, cancelled: threading.Event) -> FromWorker:
-    if cancelled.is_set():
-        return PlanFailure(request.request_id, "cancelled")
-    try:
-        return planner.plan(request, cancelled)
-    except StreamAgentError as error:
-        return PlanFailure(request.request_id, str(error))
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())
+elif __name__ == "__mp_main__":
+    # A process that an engine spawned from this one. It holds the GPU's memory, and vLLM's would outlive a killed worker.
+    die_with_parent()

@@ -176,6 +176,7 @@ def test_no_random_answer_passes_that_breaks_a_rule(
         and len(entries) == len({entry.action for entry in entries}) == 3
         and {entry.action for entry in entries} <= set(ACTIONS) - {current}
         and {step.action for step in chain} <= set(ACTIONS)
+        and (not chain or (bool(entries) and chain[0].action == entries[0].action))
         and all(0 <= value <= 1 for value in (*probabilities, *(step.probability for step in chain)))
         and sum(probabilities) <= 1 + 1e-6
         and all(left >= right for left, right in pairwise(probabilities))

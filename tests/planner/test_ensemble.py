@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,36 @@ from stream_agent.procedure import load_pack
 
 ACTIONS = ("cut", "hold", "clip")
 INSTRUMENTS = ("hook",)
-LABELS = label_names(ACTIONS)
-FULL = LABELS + instrument_names(INSTRUMENTS)
+LABELS = label_names(ACTIONS)[9:]
+FULL = (*instrument_names(INSTRUMENTS), *LABELS[-4:])
 STUMP = Forest(
     roots=(0,),
     feature=(0, -1, -1),
-    threshold=(0.5, 0.0, 0.0),
+    threshold=(-1.0, 0.0, 0.0),
     left=(1, 0, 1),
     right=(2, 0, 0),
     leaves=((500, 300, 200), (0, 200, 800)),
 )
 
 
-def head_file(features: tuple[str, ...], forest: Forest = STUMP, **more: Any) -> HeadFile:
+def head_file(features: tuple[str, ...], forest: Forest | None = STUMP, **more: Any) -> HeadFile:
     width = len(features)
     linear = Linear((0.0,) * width, (1.0,) * width, ((0.0,) * width,) * 3, (0.0,) * 3)
     parts: dict[str, Any] = {
         "features": features,
         "ngram_share": 0.5,
+        "linear_share": 0.25,
         "sharpness": 1.0,
+        "set_from": 0.1,
         "linear": linear,
-        "forests": (forest,),
+        "forest": forest,
     }
     return HeadFile(**(parts | more))
 
 
 def file_of(**more: Any) -> EnsembleFile:
     parts: dict[str, Any] = {
-        "version": 1,
+        "version": 2,
         "statement": "Made up.",
         "actions": ACTIONS,
         "instruments": INSTRUMENTS,
@@ -57,13 +60,37 @@ def memory_of(current: str | None = "cut", *uses: InstrumentUse) -> Memory:
     return Memory(stream_id="", session_id="", case_id="", now_pts_s=9.0, current=current, instrument_use=uses)
 
 
-def test_the_answer_is_the_mean_of_the_members_mixed_with_the_back_off() -> None:
-    """Current is cut: the stump goes right, (0, .2, .8); the linear member says thirds; half of it is the n-gram's."""
+def test_the_answer_is_the_members_without_the_current_action_mixed_with_the_back_off() -> None:
+    """Current is cut: the stump goes right, (0, .2, .8); the linear member says halves; half of it is the n-gram's."""
     found = Ensemble(file_of()).probabilities(memory_of(), {"hold": 0.9, "clip": 0.1})
-    hold, clip = (1 / 3 + 0.2) / 2, (1 / 3 + 0.8) / 2
-    assert found["hold"] == pytest.approx(0.5 * hold / (hold + clip) + 0.45)
+    assert found["hold"] == pytest.approx((0.75 * 0.2 + 0.25 * 0.5) / 2 + 0.45, abs=1e-4)
     assert sum(found.values()) == pytest.approx(1)
     assert set(found) == {"hold", "clip"}
+
+
+def test_a_member_that_would_repeat_the_current_action_keeps_its_weight() -> None:
+    """Each member forgets the current action before they are averaged, or one that favours it would fall silent."""
+    left = msgspec.structs.replace(STUMP, threshold=(1e9, 0.0, 0.0), leaves=((980, 5, 15), (0, 200, 800)))
+    model = Ensemble(file_of(labels=head_file(LABELS, left, ngram_share=0.0)))
+    found = model.probabilities(memory_of(), {"hold": 0.5, "clip": 0.5})
+    assert found["clip"] == pytest.approx(0.75 * 0.75 + 0.25 * 0.5, abs=0.005)
+
+
+def test_a_head_without_a_forest_answers_by_its_linear_member() -> None:
+    model = Ensemble(file_of(labels=head_file(LABELS, None, linear_share=1.0, ngram_share=0.0)))
+    assert model.probabilities(memory_of(), {"hold": 0.9, "clip": 0.1})["hold"] == pytest.approx(0.5)
+
+
+def test_a_head_sees_the_features_that_its_file_names() -> None:
+    model = Ensemble(file_of(labels=head_file(("clips",), None)))
+    assert model.head(memory_of())[1] == pytest.approx([math.log(2)])
+
+
+def test_the_covering_set_holds_what_is_likely_enough_and_is_never_empty() -> None:
+    model = Ensemble(file_of(labels=head_file(LABELS, set_from=0.3)))
+    assert model.covering(model.labels, {"cut": 0.1, "hold": 0.3, "clip": 0.6}) == ("clip", "hold")
+    surest = Ensemble(file_of(labels=head_file(LABELS, set_from=0.9)))
+    assert surest.covering(surest.labels, {"hold": 0.4, "clip": 0.6}) == ("clip",)
 
 
 def test_the_head_is_chosen_by_what_was_observed() -> None:
@@ -84,9 +111,9 @@ def test_sharpness_above_one_makes_the_likely_likelier() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": 2}, "version=2 is not 1"),
-        ({"labels": head_file(FULL)}, "labels.features are not those read here"),
-        ({"full": head_file(LABELS)}, "full.features are not those read here"),
+        ({"version": 1}, "version=1 is not 2"),
+        ({"labels": head_file(FULL)}, "labels.features: 'hook in the last 3 s' is not read here"),
+        ({"full": head_file(("clamp",))}, "full.features: 'clamp' is not read here"),
         ({"labels": head_file(LABELS, linear=Linear((), (), (), ()))}, "not of its features"),
         (
             {"labels": head_file(LABELS, msgspec.structs.replace(STUMP, left=(0, 0, 1)))},

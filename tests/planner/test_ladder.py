@@ -62,7 +62,7 @@ def test_without_a_worker_the_statistical_planner_answers() -> None:
     best = chosen(worker_state="no worker is configured")
     assert (best.source, best.ranked, best.seq) == ("statistical", RANKED, 9)
     assert reports(best)["vlm"] == "no worker is configured"
-    assert reports(best)["fused"] == "fusion is not configured"
+    assert reports(best)["fused"] == "no answer of a model to fuse"
 
 
 def test_a_valid_answer_of_the_worker_goes_before_the_statistical_one() -> None:

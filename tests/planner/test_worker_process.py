@@ -108,12 +108,26 @@ def test_a_request_is_answered(hire: Hire) -> None:
     assert list(desk.link.collect()) == []
 
 
-def test_requests_are_answered_one_at_a_time_in_order(hire: Hire) -> None:
-    desk = hire('[{"delay_s": 0.05}]')
+def test_of_requests_that_wait_the_newest_is_answered_and_every_other_is_told(hire: Hire) -> None:
+    desk = hire('[{"delay_s": 0.3}]')
     for request_id in (1, 2, 3):
         assert desk.link.submit(request(request_id))
     answers = [desk.next_answer() for _ in range(3)]
-    assert [answer.request_id for answer in answers] == [1, 2, 3]
+    assert answers[0] == PlanFailure(2, "superseded by a newer frame", "cam")
+    assert [(answer.request_id, type(answer)) for answer in answers[1:]] == [(1, Plan), (3, Plan)]
+
+
+def test_streams_do_not_wait_for_each_other(hire: Hire) -> None:
+    desk = hire('[{"delay_s": 60}, {}]')
+    other = msgspec.structs.replace(request(1), memory=msgspec.structs.replace(MEMORY, stream_id="other"))
+    desk.link.submit(request(1))
+    desk.link.submit(other)
+    answer = desk.next_answer()
+    assert isinstance(answer, Plan) and answer.stream_id == "other"
+    desk.link.abort(1, "other")
+    assert list(desk.link.collect(0.2)) == [], "the abort of another stream's request of the same number"
+    desk.link.abort(1, "cam")
+    assert desk.next_answer() == PlanFailure(1, "cancelled", "cam")
 
 
 def test_an_abort_reaches_a_planner_that_is_busy(hire: Hire) -> None:
@@ -121,7 +135,7 @@ def test_an_abort_reaches_a_planner_that_is_busy(hire: Hire) -> None:
     desk.link.submit(request(1))
     assert list(desk.link.collect(0.3)) == [], "it is busy"
     desk.link.abort(1)
-    assert desk.next_answer() == PlanFailure(1, "cancelled")
+    assert desk.next_answer() == PlanFailure(1, "cancelled", "cam")
     desk.link.submit(request(2))
     assert isinstance(desk.next_answer(), Plan)
 
@@ -133,8 +147,17 @@ def test_an_abort_reaches_a_request_that_waits(hire: Hire) -> None:
     assert list(desk.link.collect(0.3)) == [], "it is busy"
     desk.link.abort(2)
     desk.link.abort(1)
-    assert [desk.next_answer(), desk.next_answer()] == [PlanFailure(1, "cancelled"), PlanFailure(2, "cancelled")]
+    failures = [PlanFailure(2, "cancelled", "cam"), PlanFailure(1, "cancelled", "cam")]
+    assert [desk.next_answer(), desk.next_answer()] == failures
     desk.link.submit(request(3))
+    assert isinstance(desk.next_answer(), Plan)
+
+
+def test_nobody_is_answered_after_the_budget(hire: Hire) -> None:
+    desk = hire('[{"delay_s": 60}, {}]')
+    desk.link.submit(msgspec.structs.replace(request(1), budget_ms=100.0))
+    assert desk.next_answer() == PlanFailure(1, "gave no answer within 100 ms", "cam")
+    desk.link.submit(request(2))
     assert isinstance(desk.next_answer(), Plan)
 
 
@@ -191,6 +214,7 @@ def test_a_planner_that_hangs_leaves_the_heartbeat_alive_and_can_be_killed(hire:
 def test_a_planner_that_hangs_does_not_hold_up_the_end(hire: Hire) -> None:
     desk = hire('[{"behaviour": "hang"}]')
     desk.link.submit(request(1))
+    assert list(desk.link.collect(0.3)) == [], "it hangs"
     began_s = time.monotonic()
     desk.worker.stop(0.3)
     assert time.monotonic() - began_s < 1.0
@@ -306,7 +330,7 @@ def test_a_planner_with_a_bug_ends_its_worker(hire: Hire, tmp_path: Path, monkey
     """An exception that is none of ours once left the process waiting for its own sockets: alive, ready and deaf."""
     (tmp_path / "planner_with_a_bug.py").write_text(
         "from stream_agent.planner import scripted, worker\n"
-        "def plan(self, request, cancelled):\n"
+        "async def plan(self, request):\n"
         "    raise ZeroDivisionError('a bug')\n"
         "scripted.ScriptedPlanner.plan = plan\n"
         "raise SystemExit(worker.main())\n"
