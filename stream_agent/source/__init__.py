@@ -1,4 +1,4 @@
-"""Sources of pictures: file, camera, network, frame folder, signals and synthetic behind one protocol.
+"""Sources of pictures: file, camera, network, frame folder, signals, recording and synthetic behind one protocol.
 
 `open_source` is the only name the grabber needs; each kind of source lives in a file of its own, imported when chosen.
 """
@@ -85,4 +85,8 @@ def open_source(
         from stream_agent.source.signals import SignalsSource
 
         return SignalsSource(path, instruments=instruments)
+    if path.suffix.lower() == ".mcap":
+        from stream_agent.source.recording import RecordingSource
+
+        return RecordingSource(path, notice=notice)
     return LibavSource(str(path), config=config, notice=notice, live=False)

@@ -70,7 +70,9 @@ def sender(program: str, video: Path, uri: str) -> Iterator[subprocess.Popen[byt
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Processes begun here; the fork server that other tests share lives as long as pytest."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "multiprocessing" not in " ".join(child.cmdline())]
 
 
 def receiving(pid: int) -> list[psutil.Process]:
