@@ -158,6 +158,8 @@ class ConsoleState:
         key = (update.session_id, update.request_id)
         if key != self._streamed:
             self._streamed, self._rationale = key, ""
+        if update.problem:
+            self._rationale = ""  # it was dropped; half of it is no reason
         self._rationale = (self._rationale + update.text)[-_LONGEST_RATIONALE:]
 
     def _take_clip(self, event: ClipEvent) -> None:

@@ -281,6 +281,10 @@ def _reasons(state: ConsoleState, now_ns: int, width: int, *, extra: int) -> lis
         words = clean(caution) if extra else _SOURCE.sub("", clean(caution))
         lines += _wrapped(" !  ", words, width, 2 + extra, _GREY if dead else _FAIR)
     lines += _wrapped("WHY", clean(state.why), width, 2 + extra, _GREY if dead else "")
+    if plan.contradiction:
+        lines += _wrapped(
+            " !  ", f"its reasons differ from this ranking: {clean(plan.contradiction)}", width, 1 + extra, _FAIR
+        )
     lines += _wrapped("STATE", clean(plan.progress), width, 1 + extra, _GREY if dead else "")
     return [_rule("WHAT TO MIND, AND WHY", width), *lines] if lines else []
 

@@ -6,14 +6,22 @@ No plan leaves here past its `valid_until_ns`, and none stays up past it: an abs
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from stream_agent.messages import Plan
 from stream_agent.planner.ladder import abstention
 from stream_agent.sinks.jsonl import JsonlSink
-from stream_agent.sinks.publisher import Publisher
 from stream_agent.telemetry import Telemetry
+
+
+class Outlet(Protocol):
+    """Where plans go."""
+
+    def send(self, message: Plan, *, now_ns: int) -> bool:
+        """Pass `message` on at once or not at all; whether it was."""
+        ...
 
 
 class Display:
@@ -25,7 +33,7 @@ class Display:
 
     def __init__(
         self,
-        publisher: Publisher,
+        publisher: Outlet,
         jsonl: JsonlSink | None,
         telemetry: Telemetry,
         *,
@@ -43,7 +51,12 @@ class Display:
 
     def show(self, plan: Plan, spans_ms: dict[str, float], *, now_ns: int) -> None:
         """Publish `plan` unless it is the very worker's answer on display; an expired one becomes an abstention."""
-        if plan.request_id and self.shown is not None and plan.request_id == self.shown.request_id:
+        shown = self.shown
+        if (
+            plan.request_id
+            and shown is not None
+            and (plan.request_id, plan.revision) == (shown.request_id, shown.revision)
+        ):
             return
         if not plan.abstained and now_ns > plan.valid_until_ns:
             self._telemetry.count("plans_expired")

@@ -12,7 +12,7 @@ import os
 import socket as sockets
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -37,13 +37,16 @@ class Publisher:
         counts: `sent`, `expired` (a plan that came too late), `dropped` (a queue refused it).
     """
 
-    def __init__(self, endpoints: Sequence[str], *, keys: Path | None = None) -> None:
-        """Bind.
+    def __init__(
+        self, endpoints: Sequence[str], *, keys: Path | None = None, tap: Callable[[bytes, int], None] | None = None
+    ) -> None:
+        """Bind; `tap` is given every message as it is sent, and the time.
 
         Raises:
             ConfigError: An address is malformed, in use, not of this host, or leaves the host without keys.
         """
         self.counts: Counter[str] = Counter()
+        self._tap = tap
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authenticator: Authenticator | None = None
         self._plain: zmq.Socket[bytes] | None = None
@@ -65,6 +68,8 @@ class Publisher:
             self.counts["expired"] += 1
             return False
         data = pack(message)
+        if self._tap is not None:
+            self._tap(data, now_ns)
         sent = True
         for socket in (self._plain, self._secure):
             if socket is not None:

@@ -80,6 +80,17 @@ def test_streamed_rationale_belongs_to_its_plan_only(make_plan: MakePlan) -> Non
     assert state.why == "from the plan"
 
 
+def test_a_rationale_that_was_dropped_leaves_no_half_of_itself(make_plan: MakePlan) -> None:
+    state = ConsoleState()
+    ranked = (RankedAction("X", 0.6, "from the plan"), RankedAction("Y", 0.3), RankedAction("Z", 0.1))
+    state.take(make_plan(request_id=4, ranked=ranked), arrived_ns=0)
+    told = PlanUpdate(stream_id="e", session_id="s1", request_id=4, seq=1, text="1. X: half a sen")
+    state.take(told, arrived_ns=0)
+    dropped = PlanUpdate(stream_id="e", session_id="s1", request_id=4, seq=1, problem="cut off", final=True)
+    state.take(dropped, arrived_ns=0)
+    assert state.why == "from the plan"
+
+
 def test_endless_rationale_does_not_fill_the_memory(make_plan: MakePlan) -> None:
     state = ConsoleState()
     state.take(make_plan(request_id=4), arrived_ns=0)

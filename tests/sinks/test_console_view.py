@@ -87,6 +87,11 @@ def test_a_small_terminal_shows_all_that_matters(make_plan: MakePlan) -> None:
         assert words in text, words
 
 
+def test_reasons_that_differ_from_the_ranking_are_said_to(make_plan: MakePlan) -> None:
+    contrary = make_plan(contradiction="the rationale puts Coagulation first, the ranking Clipping")
+    assert "its reasons differ from this ranking" in screen(full_state(contrary), width=140, height=50)
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_an_expired_plan_is_struck_out_and_said_to_be(make_plan: MakePlan, width: int) -> None:
     """The agent hangs: no message comes, and the plan still loses its claim, by the viewer's own clock."""
