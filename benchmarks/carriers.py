@@ -439,39 +439,46 @@ class _NetgearReceiving:
 
 
 class _PyzmqSending(_NewArrays):
-    """What one would write by hand: one part, no copy, only the newest kept."""
+    """What one would write by hand: one part, only the newest kept (CONFLATE) or a queue."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, tcp: bool = False, copy: bool = False, newest: bool = True) -> None:
         super().__init__(place)
+        self._copy = copy
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
         self._socket.linger = 0
-        self._socket.setsockopt(zmq.CONFLATE, 1)
-        self._socket.bind(place.endpoint)
-        self.address = place.endpoint
+        if newest:
+            self._socket.setsockopt(zmq.CONFLATE, 1)
+        self._socket.bind("tcp://127.0.0.1:*" if tcp else place.endpoint)
+        self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def send(self, _seq: int) -> None:
-        self._socket.send(self._frame.data, copy=False)
+        if self._copy:
+            self._socket.send(self._frame.data)
+        else:
+            self._socket.send(self._frame.data, copy=False)
 
     def close(self) -> None:
         self._socket.close()
 
 
 class _PyzmqReceiving:
-    def __init__(self, place: Place, address: str) -> None:
+    def __init__(self, place: Place, address: str, *, copy: bool = False, newest: bool = True) -> None:
         self._shape = place.shape
+        self._copy = copy
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
-        self._socket.setsockopt(zmq.CONFLATE, 1)
+        if newest:
+            self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.subscribe(b"")
         self._socket.connect(address)
 
     def receive(self, timeout_s: float) -> Arrival | None:
         if not self._socket.poll(round(timeout_s * 1000)):
             return None
-        message = self._socket.recv(copy=False)
-        return _arrival(np.frombuffer(message.buffer, np.uint8).reshape(self._shape))
+        buffer = self._socket.recv() if self._copy else self._socket.recv(copy=False).buffer
+        return _arrival(np.frombuffer(buffer, np.uint8).reshape(self._shape))
 
     def close(self) -> None:
         self._socket.close()
@@ -653,6 +660,11 @@ _SENDING: dict[str, _Opener] = {
     "netgear_raw": _NetgearSending,
     "netgear_raw_planes": lambda place: _NetgearSending(place, bgr=False),
     "pyzmq_ipc": _PyzmqSending,
+    "pyzmq_ipc_copy": lambda place: _PyzmqSending(place, copy=True),
+    "pyzmq_ipc_queue": lambda place: _PyzmqSending(place, newest=False),
+    "pyzmq_tcp": lambda place: _PyzmqSending(place, tcp=True),
+    "pyzmq_tcp_copy": lambda place: _PyzmqSending(place, tcp=True, copy=True),
+    "pyzmq_tcp_queue": lambda place: _PyzmqSending(place, tcp=True, newest=False),
     "iceoryx2": _IceoryxSending,
     "shared_memory": _SharedMemorySending,
     "mp_queue": _QueueSending,
@@ -674,6 +686,11 @@ _RECEIVING: dict[str, _ReceivingOpener] = {
     "netgear_raw": _NetgearReceiving,
     "netgear_raw_planes": _NetgearReceiving,
     "pyzmq_ipc": _PyzmqReceiving,
+    "pyzmq_ipc_copy": lambda place, address: _PyzmqReceiving(place, address, copy=True),
+    "pyzmq_ipc_queue": lambda place, address: _PyzmqReceiving(place, address, newest=False),
+    "pyzmq_tcp": _PyzmqReceiving,
+    "pyzmq_tcp_copy": lambda place, address: _PyzmqReceiving(place, address, copy=True),
+    "pyzmq_tcp_queue": lambda place, address: _PyzmqReceiving(place, address, newest=False),
     "iceoryx2": _IceoryxReceiving,
     "shared_memory": _SharedMemoryReceiving,
     "mp_queue": _QueueReceiving,
@@ -686,3 +703,4 @@ _RECEIVING: dict[str, _ReceivingOpener] = {
 }
 
 METHODS = tuple(_SENDING)
+"""Every carrier; the last ones are between hosts, over loopback TCP."""

@@ -4,6 +4,8 @@ Ten hours at 60 fps of stream time, as fast as it goes: first the near-history m
 observations; then the whole agent in lockstep on ten hours of 1 Hz instrument signals. The physical limit: a memory of
 `max_clips` clips has one size once it is full, so ten hours must hold what one hour holds, and the process what it held
 after its first minute. Actions are drawn from the pack's statistics and clips of it are observed with noisy evidence.
+The prompt of the rank lane is rendered every second: what that takes, how long it is, and what share of it is the
+beginning of the one before, which a prefix cache need not read again (the picture never is, nor what stands behind it).
 """  # noqa: D400
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import msgspec
 import psutil
 
 from benchmarks.inputs import DATA
-from benchmarks.report import ROOT, Report, Row, Target, arguments, first_line, quantiles_ms
+from benchmarks.prompting import Renderer, prompt_renderer, stable_share
+from benchmarks.report import ROOT, Report, arguments, figure, first_line, row_of, run_main
 from stream_agent.config import MemoryConfig, SegmenterConfig
 from stream_agent.memory import NearHistoryMemory
 from stream_agent.messages import Clip, Evidence, FrameHeader
@@ -33,7 +38,6 @@ from stream_agent.source.timeline import synthetic_timeline
 
 _QUESTION = first_line(__doc__)
 _HOURS = 10
-GROWTH = 1.10
 _MARKS = {"1_min": 60.0, "1_h": 3600.0, "10_h": 36_000.0}
 
 
@@ -41,15 +45,21 @@ def main() -> int:
     options = arguments(_QUESTION).parse_args()
     fps = 2 if options.quick else 60
     pack = load_pack(Path("cholecystectomy"))
-    report = Report("memory", _QUESTION, {"hours": _HOURS, "fps": fps}, columns=("held_kb", "clips", "folds"))
-    _observe(report, pack, fps)
+    report = Report(
+        "memory",
+        _QUESTION,
+        {"hours": _HOURS, "fps": fps},
+        columns=("held_kb", "clips", "folds", "prompt_chars", "prefix_share", "mb"),
+    )
+    renderer = prompt_renderer(pack)
+    _observe(report, pack, fps, renderer, prompt_every_s=10 if options.quick else 1)
     with tempfile.TemporaryDirectory() as folder:
         rows = _HOURS * 3600 if not options.quick else 2 * 3600
         _run_agent(report, pack, Path(folder), rows)
     return report.finish(options)
 
 
-def _observe(report: Report, pack: ProcedurePack, fps: int) -> None:
+def _observe(report: Report, pack: ProcedurePack, fps: int, renderer: Renderer, *, prompt_every_s: int) -> None:
     """One row per call and mark: what it took up to then, and what is held then."""
     timeline = synthetic_timeline(
         next_probabilities=pack.next_action_probabilities, duration_s=pack.duration_s, total_s=_HOURS * 3600.0, seed=7
@@ -60,6 +70,8 @@ def _observe(report: Report, pack: ProcedurePack, fps: int) -> None:
     marks = iter(_MARKS.items())
     mark, mark_s = next(marks)
     began_s = time.perf_counter()
+    sent = prompt = ""
+    shares: list[float] = []
     for index, evidence in enumerate(_evidence(pack, timeline, fps)):
         header = FrameHeader(
             stream_id="endoscope", session_id="benchmark", seq=index, pts_s=evidence.pts_s, captured_ns=index
@@ -67,31 +79,48 @@ def _observe(report: Report, pack: ProcedurePack, fps: int) -> None:
         before_ns = time.perf_counter_ns()
         memory.observe(header, evidence)
         between_ns = time.perf_counter_ns()
-        memory.snapshot()
+        snapshot = memory.snapshot()
         after_ns = time.perf_counter_ns()
         if index % fps == 0:
             taken_ms["observe"].append((between_ns - before_ns) / 1e6)
             taken_ms["snapshot"].append((after_ns - between_ns) / 1e6)
+            if snapshot.current is not None and index % (fps * prompt_every_s) == 0:
+                before_ns = time.perf_counter_ns()
+                prompt = renderer(snapshot)
+                taken_ms.setdefault("prompt", []).append((time.perf_counter_ns() - before_ns) / 1e6)
+                if sent:
+                    shares.append(stable_share(sent, prompt))
+                sent = prompt
         if evidence.pts_s + 1.0 / fps >= mark_s - 1e-6:
-            snapshot = memory.snapshot()
             held[mark] = held_bytes(memory)
+            ratio = max(held[mark], held["1_h"]) / held["1_h"] if mark == "10_h" else None
+            report.rows.append(
+                figure(
+                    "near_history",
+                    mark,
+                    index + 1,
+                    ratio,
+                    held_kb=held[mark] / 1000,
+                    clips=len(snapshot.clips),
+                    folds=snapshot.evictions,
+                )
+            )
             for call, values in taken_ms.items():
-                p50, p95, p99 = quantiles_ms(values)
-                more = {
-                    "held_kb": held[mark] / 1000,
-                    "clips": len(snapshot.clips),
-                    "folds": snapshot.evictions,
-                    "p50_us": 1000 * p50,
-                }
-                report.rows.append(Row(call, mark, p50, p95, p99, len(values), more=more))
+                report.rows.append(
+                    row_of(call, mark, [values], **(_prompted(prompt, shares) if call == "prompt" else {}))
+                )
                 values.clear()
+            shares.clear()
             mark, mark_s = next(marks, ("", float("inf")))
     report.settings["observations"] = index + 1
     report.settings["observing_s"] = round(time.perf_counter() - began_s, 1)
     # A full memory holds max_clips - evict_block to max_clips clips; the tenth hour may hit another point of that saw tooth.
-    most = max(held["1_h"], held["10_h"]) / held["1_h"]
-    report.targets.append(Target("near-history memory, bytes after 10 h / after 1 h, full both times", most, 1.5))
-    report.targets.append(Target("near-history memory, kB after 10 h", held["10_h"] / 1000, 64.0))
+    report.notes.append("near_history: bytes of all that the memory holds; its ratio is after 10 h over after 1 h")
+
+
+def _prompted(prompt: str, shares: list[float]) -> dict[str, Any]:
+    """What a row tells of prompts."""
+    return {"prompt_chars": len(prompt), "prefix_share": fmean(shares) if shares else float("nan")}
 
 
 def _evidence(pack: ProcedurePack, timeline: tuple[Clip, ...], fps: int) -> Iterator[Evidence]:
@@ -156,11 +185,17 @@ def _run_agent(report: Report, pack: ProcedurePack, folder: Path, rows: int) -> 
     summary = json.loads((folder / "summary.json").read_bytes())
     for name, before in first.items():
         after = last[name]
-        report.settings[f"rss_mb_{name}"] = (before / 1e6, after / 1e6)
-        report.notes.append(
-            f"{name}: {before / 1e6:.1f} MB resident after {first_s:.0f} s of stream time, {after / 1e6:.1f} MB at the end"
+        report.rows.append(
+            figure(
+                f"process_{name}",
+                "growth",
+                summary["frames"]["received"],
+                after / before,
+                mb=after / 1e6,
+                mb_after_first_minute=before / 1e6,
+            )
         )
-        report.targets.append(Target(f"{name}, resident at the end / after the first minute", after / before, GROWTH))
+    report.notes.append(f"growth: resident at the end over {first_s:.0f} s of stream time after the start")
     report.notes.append(
         f"{summary['frames']['received']} frames, {summary['clips']} clips and {summary['plans']['published']} plans in "
         f"{wall_s:.0f} s"
@@ -235,4 +270,4 @@ def process_name(process: psutil.Process) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_main(main)

@@ -1,7 +1,8 @@
 """What every benchmark ends with: a table for people and one last line of JSON for programs.
 
-A benchmark fills a `Report` with rows, targets and what could not be run; `finish` prints it and, with `--save`, files it
-under results/. Times are milliseconds throughout. A ratio is always against a method of the same run.
+A benchmark fills a `Report` with rows and with what could not be run; `finish` judges the rows by configs/targets.yaml, prints
+all of it and, with `--save`, files it under results/. Times are milliseconds throughout. A ratio is always against a
+method of the same run, and a row tells its rounds, so that compare.py knows how far the run itself moved.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
+
+from benchmarks.targets import Verdict, load_targets, verdicts
+from stream_agent.errors import StreamAgentError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,30 +38,28 @@ _PACKAGES = (
     "onnxruntime",
     "opencv-python-headless",
     "pyzmq",
+    "torch",
+    "torchcodec",
+    "transformers",
     "vidgear",
+    "vllm",
+)
+CDF_LEVELS = (0, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.9, 100)
+"""Percentiles that a row's `cdf_ms` tells, for plots."""
+
+BUSY_LOAD = 1.5
+_BUSY = (
+    " **The machine was busy with other work: times are not to be compared with any others, ratios and counts may be.**"
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A limit that a value has to meet.
-
-    Attributes:
-        name: What is limited, in words.
-        value: As measured.
-        limit: The bound.
-        rule: Whether the value may be at most or must be at least the limit.
-    """
-
-    name: str
-    value: float
-    limit: float
-    rule: Literal["<=", ">="] = "<="
-
-    @property
-    def met(self) -> bool:
-        """Whether the value is on the right side of its limit; NaN never is."""
-        return self.value <= self.limit if self.rule == "<=" else self.value >= self.limit
+PEERS = {
+    "imagezmq": "imagezmq_*",
+    "vidgear": "netgear_*",
+    "iceoryx2": "iceoryx2",
+    "torchcodec": "torchcodec",
+    "imageio-ffmpeg": "ffmpeg_null",
+}
+"""Package to install → methods that need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,6 @@ class Row:
 
     Attributes:
         ratio: Against the case's reference method, paired within rounds; None for the reference or without one.
-        target: The limit that this row has to meet, if any.
         more: Further figures for the JSON line, and for the table where they are named in `Report.columns`.
     """
 
@@ -76,8 +78,31 @@ class Row:
     p99_ms: float
     n: int
     ratio: float | None = None
-    target: Target | None = None
     more: dict[str, Any] = field(default_factory=dict)
+
+
+def row_of(
+    method: str,
+    case: str,
+    rounds_ms: Sequence[Sequence[float]],
+    *,
+    reference_ms: Sequence[Sequence[float]] | None = None,
+    **more: object,
+) -> Row:
+    """The row of what a method measured in each round; `reference_ms` are the rounds of the method it is told against."""
+    values = [value for one in rounds_ms for value in one]
+    p50, p95, p99 = quantiles_ms(values)
+    medians = [median(one) for one in rounds_ms if one]
+    ratios = [] if reference_ms is None else round_ratios(rounds_ms, reference_ms)
+    own: dict[str, Any] = {"rounds_ms": medians, "spread": spread(medians), "cdf_ms": cdf_ms(values)}
+    if ratios:
+        own["round_ratios"] = ratios
+    return Row(method, case, p50, p95, p99, len(values), median(ratios) if ratios else None, {**own, **more})
+
+
+def figure(method: str, case: str, n: int, ratio: float | None = None, **more: object) -> Row:
+    """A row that tells something else than times."""
+    return Row(method, case, float("nan"), float("nan"), float("nan"), n, ratio, more)
 
 
 @dataclass(slots=True)
@@ -89,14 +114,15 @@ class Report:
         question: As asked in the file's docstring.
         settings: What it was run with.
         columns: Keys of `Row.more` that the table shows.
+        better: Whether a smaller or a larger `ratio` is the better one.
     """
 
     benchmark: str
     question: str
     settings: dict[str, Any]
     columns: tuple[str, ...] = ()
+    better: Literal["lower", "higher"] = "lower"
     rows: list[Row] = field(default_factory=list)
-    targets: list[Target] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     load_before: tuple[float, ...] = field(default_factory=os.getloadavg)
@@ -105,32 +131,43 @@ class Report:
         """Everything, as plain data."""
         return {
             "benchmark": self.benchmark,
+            "question": self.question,
             "rows": [_row(row) for row in self.rows],
-            "targets": [_target(target) for target in self._targets()],
+            "targets": [verdict.as_json() for verdict in self.verdicts()],
+            "better": self.better,
             "not_run": self.not_run,
+            "notes": self.notes,
             "settings": self.settings,
             "machine": {**machine(), "load_before": self.load_before, "load_after": os.getloadavg()},
             "versions": versions(),
             "commit": commit(),
+            "at": f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d %H:%M} UTC",
         }
 
+    def verdicts(self) -> list[Verdict]:
+        """What the targets say of the rows.
+
+        Raises:
+            ConfigError: configs/targets.yaml is wrong.
+        """
+        return verdicts(load_targets(), self.benchmark, [_row(row) for row in self.rows])
+
     def table(self) -> str:
-        """The rows with their targets, what was not run, and the notes, as Markdown."""
-        head = ["method", "case", "p50 ms", "p95 ms", "p99 ms", "n", "ratio", *self.columns, "target", "met"]
+        """The rows, what the targets say of them, what was not run, and the notes, as Markdown."""
+        head = ["method", "case", "p50 ms", "p95 ms", "p99 ms", "n", "ratio", *self.columns]
         cells = [head, *(self._cells(row) for row in self.rows)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
         lines = [_line(line, widths) for line in cells]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        shown = {id(row.target) for row in self.rows}
-        rest = [target for target in self.targets if id(target) not in shown]
-        lines += [""] * bool(rest or self.not_run or self.notes)
-        lines += [f"- {_words(target)}: {'met' if target.met else 'MISSED'}" for target in rest]
+        judged = self.verdicts()
+        lines += [""] * bool(judged or self.not_run or self.notes)
+        lines += [f"- {words(verdict)}" for verdict in judged]
         lines += [f"- {method}: not run: {reason}" for method, reason in self.not_run.items()]
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines)
 
     def finish(self, options: argparse.Namespace) -> int:
-        """Print, file it if asked, and return the exit code: 1 when a target is missed."""
+        """Print, file it if asked, and return the exit code: 1 when a target is missed, or a guard alone with `--guard`."""
         plain = self.as_json()
         table = self.table()
         print(f"\n{self.question}\n\n{table}\n", flush=True)
@@ -140,14 +177,10 @@ class Report:
             saved.write_text(self._page(table, plain), encoding="utf-8")
             print(f"filed as {saved.relative_to(ROOT)}")
         print(json.dumps(plain, separators=(",", ":")), flush=True)
-        return 0 if all(target.met for target in self._targets()) else 1
-
-    def _targets(self) -> list[Target]:
-        own = [row.target for row in self.rows if row.target is not None]
-        return own + [target for target in self.targets if all(target is not other for other in own)]
+        judged = self.verdicts()
+        return int(not all(verdict.guarded if options.guard else verdict.met for verdict in judged))
 
     def _cells(self, row: Row) -> list[str]:
-        target = row.target
         return [
             row.method,
             row.case,
@@ -157,8 +190,6 @@ class Report:
             str(row.n),
             "" if row.ratio is None else f"{row.ratio:.2f}",
             *(_cell(row.more.get(column)) for column in self.columns),
-            "" if target is None else _words(target),
-            "" if target is None else ("yes" if target.met else "NO"),
         ]
 
     def _page(self, table: str, plain: dict[str, Any]) -> str:
@@ -168,7 +199,8 @@ class Report:
             f"`{' '.join(['python', '-m', f'benchmarks.{self.benchmark}', *sys.argv[1:]])}`, commit {plain['commit']}, "
             f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d %H:%M} UTC. {box['cpu']}, {box['cores']} cores, "
             f"{box['memory_gb']} GB, Linux {box['kernel']}, Python {box['python']}. Load average over the minute before "
-            f"{self.load_before[0]:.1f}, at the end {box['load_after'][0]:.1f} (this benchmark's own work included).\n\n"
+            f"{self.load_before[0]:.1f}, at the end {box['load_after'][0]:.1f} (this benchmark's own work included)."
+            f"{_BUSY if self.load_before[0] >= BUSY_LOAD else ''}\n\n"
             f"{table}\n\n"
             f"```json\n{json.dumps(plain, separators=(',', ':'))}\n```\n"
         )
@@ -179,7 +211,17 @@ def arguments(question: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--quick", action="store_true", help="a short run of at most half a minute; noisier")
     parser.add_argument("--save", action="store_true", help="file the result under benchmarks/results/")
+    parser.add_argument("--guard", action="store_true", help="fail on crossed guards alone, not on missed targets")
     return parser
+
+
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """End the process with a benchmark's exit code; a mistake of the outside world is one line, no traceback."""
+    try:
+        raise SystemExit(main())
+    except StreamAgentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def first_line(docstring: str | None) -> str:
@@ -195,8 +237,21 @@ def quantiles_ms(values_ms: Sequence[float]) -> tuple[float, float, float]:
     return float(p50), float(p95), float(p99)
 
 
+def cdf_ms(values_ms: Sequence[float]) -> list[float]:
+    """The values at `CDF_LEVELS`, to five digits; empty without values."""
+    if not values_ms:
+        return []
+    return [float(f"{value:.5g}") for value in np.percentile(np.asarray(values_ms), CDF_LEVELS)]
+
+
+def round_ratios(rounds: Sequence[Sequence[float]], references: Sequence[Sequence[float]]) -> list[float]:
+    """Median of each round over the reference's median in the same round: what disturbs a round disturbs both."""
+    pairs = zip(rounds, references, strict=True)
+    return [median(own) / median(other) for own, other in pairs if own and other and median(other)]
+
+
 def paired_ratio(values: Sequence[float], references: Sequence[float]) -> float:
-    """Median over rounds of value / reference of the same round: what disturbs a round disturbs both."""
+    """Median over rounds of value / reference of the same round."""
     pairs = [value / reference for value, reference in zip(values, references, strict=True) if reference]
     return median(pairs) if pairs else float("nan")
 
@@ -257,17 +312,14 @@ def _row(row: Row) -> dict[str, Any]:
     }
     if row.ratio is not None:
         plain["ratio"] = _rounded(row.ratio)
-    return plain | {key: _rounded(value) if isinstance(value, float) else value for key, value in row.more.items()}
+    return plain | {key: _plain(value) for key, value in row.more.items()}
 
 
-def _target(target: Target) -> dict[str, Any]:
-    return {
-        "name": target.name,
-        "value": _rounded(target.value),
-        "limit": target.limit,
-        "rule": target.rule,
-        "met": target.met,
-    }
+def _plain(value: object) -> object:
+    """Floats to five digits, lists of them, too."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return _rounded(value) if isinstance(value, float) else value
 
 
 def _rounded(value: float) -> float | None:
@@ -275,8 +327,20 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if np.isfinite(value) else None
 
 
-def _words(target: Target) -> str:
-    return f"{target.name} {_number(target.value)} {target.rule} {target.limit:g}"
+def words(verdict: Verdict) -> str:
+    """A verdict in words."""
+    target = verdict.target
+    state = "met" if verdict.met else "MISSED"
+    if not verdict.guarded:
+        state += f", and its guard {target.rule} {target.guard:g} is crossed"
+    where = f"{verdict.method}, {verdict.case}"
+    return f"{target.name} ({where}): {target.reads} {_number(verdict.value)}, target {target.rule} {target.limit:g}: {state}"
+
+
+def not_installed(error: ImportError, method: str) -> str:
+    """What to tell of a peer whose library is missing."""
+    package = next((name for name, methods in PEERS.items() if fnmatchcase(method, methods)), str(error.name))
+    return f"{package} is not installed; pip install {package}"
 
 
 def _number(value: float) -> str:
