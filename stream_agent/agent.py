@@ -11,37 +11,40 @@ the same input gives the same plans on every run. Real time spent is measured in
 from __future__ import annotations
 
 import gc
-import math
+import importlib.util
 import signal
-import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import msgspec
 import zmq
 
+from stream_agent.case import build_case
 from stream_agent.clock import NS_PER_S, Clock, ManualClock, MonotonicClock
 from stream_agent.config import AgentConfig, is_lockstep
 from stream_agent.errors import ConfigError, StreamAgentError, WireError, WorkerError
 from stream_agent.grabber import grab_job, scene_timeline
 from stream_agent.journal import Journal
-from stream_agent.memory import NearHistoryMemory
-from stream_agent.messages import ClipEvent, FrameHeader, Health, Memory, Notice, Plan, PlanRequest
+from stream_agent.messages import ClipEvent, FrameHeader, Health, NearPicture, Notice, Plan
 from stream_agent.perception.gate import Gate
 from stream_agent.perception.perceive import Perception, build_recogniser
 from stream_agent.perception.protocol import Thumbnail
-from stream_agent.perception.segmenter import Segmenter
 from stream_agent.perception.thumbnail import thumbnail
+from stream_agent.perception.ticks import Ticks
 from stream_agent.planner.desk import WorkerDesk
-from stream_agent.planner.ladder import choose
 from stream_agent.planner.link import WorkerLink
-from stream_agent.planner.statistical import StatisticalPlanner
+from stream_agent.planner.near_picture import near_picture
 from stream_agent.procedure import ProcedurePack, load_pack
 from stream_agent.runtime import RuntimeDirectory
 from stream_agent.scheduler import Scheduler
 from stream_agent.sinks.console_process import ConsoleProcess
+from stream_agent.sinks.dashboard.control import Command, NewCase, Pause, Session, SetGoal
+from stream_agent.sinks.dashboard.process import Dashboard
 from stream_agent.sinks.display import Display
 from stream_agent.sinks.jsonl import JsonlSink
 from stream_agent.sinks.publisher import Publisher
@@ -51,17 +54,36 @@ from stream_agent.telemetry import Telemetry
 from stream_agent.transport.receiver import Frame, FrameReceiver
 from stream_agent.workers import Worker
 
+if TYPE_CHECKING:
+    from stream_agent.recording.sink import RecordingSink
+
 _WAIT_S = 0.02
 _START_S = 30.0
 _SUPERVISE_NS = 50_000_000
 _HEALTH_NS = 500_000_000
 _TICK_SLACK = 1e-6
+_BRIDGE_RESTARTS_PER_MINUTE = 3
+
+
+class StopFlag:
+    """Says that the loop must end; unlike an event's, its `set` may be interrupted by a signal handler that calls it again."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def set(self) -> None:
+        """End the loop."""
+        self._stopped = True
+
+    def is_set(self) -> bool:
+        """Whether it must end."""
+        return self._stopped
 
 
 class Agent:
     """One stream of one case, from the first frame to the last."""
 
-    def __init__(self, config: AgentConfig, resources: ExitStack, stopped: threading.Event) -> None:
+    def __init__(self, config: AgentConfig, resources: ExitStack, stopped: StopFlag) -> None:
         """Build every stage; `resources` closes them, in reverse order, whatever happens; `stopped` ends the loop.
 
         Raises:
@@ -79,21 +101,20 @@ class Agent:
             resources.callback(PrometheusEndpoint(self.telemetry, config.telemetry.prometheus).close)
 
         self.pack: ProcedurePack = load_pack(config.procedure.pack)
-        self._goal = config.procedure.goal or self.pack.goal
-        self._perception = Perception(
+        perception = Perception(
             Gate(config.gate),
             build_recogniser(config.recogniser, self.pack, config.watched, scene_timeline(config.source, self.pack)),
         )
-        segmenter = Segmenter(self.pack.action_names, config.segmenter)
-        self._memory = NearHistoryMemory(config.memory, segmenter, self.pack.instruments)
+        self._case = build_case(config, self.pack, perception)
         self._journal = self._open_journal(resources)
-        self._statistical = StatisticalPlanner(self.pack, config.planner)
-        self._warm_up()
 
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         resources.callback(context.term)
         runtime = resources.enter_context(RuntimeDirectory())
+        self._recording = self._open_recording(runtime, resources)
         self._publisher, self._jsonl, self._console = self._open_sinks(runtime, resources)
+        self._dashboard = self._open_dashboard(runtime, resources)
+        self._bridges = self._open_bridges(runtime, resources)
         valid_ns = round(config.planner.valid_s * NS_PER_S)
         self._display = Display(
             self._publisher,
@@ -106,13 +127,9 @@ class Agent:
         self._desk = self._open_desk(context, runtime, resources)
         self._receiver, self._grabber = self._open_source(context, runtime, resources)
 
-        self._next_tick_pts_s = 0.0
+        self._ticks = Ticks(config.recogniser.rate_hz)
         self._last_header: FrameHeader | None = None
         self._received_ns: int | None = None
-        self._session_id = ""
-        self._snapshot: Memory | None = None
-        self._gate = ""
-        self._statistical_plan: Plan | None = None
         self._grabber_restarts = 0
         self._supervised_ns = 0
         self._health_ns = 0
@@ -131,6 +148,8 @@ class Agent:
         """
         for child in self._children():
             child.start()
+        if self._recording is not None:
+            self._recording.wait_until_ready(self._stopped.is_set)
         self._give_credit(self._config.transport.slots - 2)
         ended = False
         while not (self._stopped.is_set() or ended):
@@ -139,7 +158,9 @@ class Agent:
                 self._on_frame(frame)
                 self._give_credit(1)
             self._take_answers(self._clock.now_ns())
-            self._display.expire(self._why_no_frame, now_ns=self._clock.now_ns())
+            self._expire(self._clock.now_ns())
+            if self._recording is not None:
+                self._recording.hand_on()
             self._supervise()
             ended = frame is None and (self._receiver.ended is not None or self._source_is_gone())
         self._finish(ended)
@@ -150,33 +171,24 @@ class Agent:
             self._take_answers(header.captured_ns)
             self._advance_to(header.captured_ns)
         self._last_header, self._received_ns = header, frame.received_ns
-        if header.pts_s + _TICK_SLACK < self._next_tick_pts_s:
-            self.telemetry.count("frames_dropped", reason="not_sampled")
+        if not self._ticks.admit(header.pts_s):
+            self._drop(header, "not_sampled")
             return
-        rate_hz = self._config.recogniser.rate_hz
-        self._next_tick_pts_s = (math.floor(header.pts_s * rate_hz + _TICK_SLACK) + 1) / rate_hz
 
         spans = _Spans()
         reduced, lost = _reduced(frame)
         if lost:
-            self.telemetry.count("frames_dropped", reason=lost)
+            self._drop(header, lost)
             return
         self.telemetry.count("frames_received")
         spans.end("reduce")
-        # The session, not `discontinuity`: the one frame that carries the flag may be passed over.
-        if self._session_id != header.session_id:
-            self._session_id = header.session_id
-            self._perception.reset()
-        evidence = self._perception.evidence(header, reduced)
-        spans.end("perceive")
-        self._gate = evidence.gate
-        if evidence.gate:
-            self.telemetry.count("frames_gated", reason=evidence.gate)
-        self._tell_clips(self._memory.observe(header, evidence))
-        self._snapshot = memory = self._memory.snapshot()
-        spans.end("remember")
-        self._statistical_plan = self._statistical.plan(self._request(memory, header))
-        spans.end("plan_statistical")
+        events = self._case.see(header, reduced, ended=spans.end)
+        if self._case.gate:
+            self.telemetry.count("frames_gated", reason=self._case.gate)
+        if self._recording is not None and self._case.evidence is not None:
+            self._recording.frame(frame, self._case.evidence, self._clock.now_ns())
+            spans.end("record")
+        self._tell_clips(events)
         self.telemetry.count("plans_due")
         self._show_choice({} if self._lockstep else spans.ms)
         spans.end("publish")
@@ -184,15 +196,42 @@ class Agent:
             self.telemetry.span("transport", frame.received_ns - header.captured_ns)
         for stage, span_ms in spans.ms.items():
             self.telemetry.span(stage, round(span_ms * 1e6))
-        if self._desk is not None and not evidence.gate:
-            self._desk.offer(memory, captured_ns=header.captured_ns, now_ns=self._clock.now_ns())
+        if self._desk is not None and self._case.snapshot is not None and not (self._case.gate or self._case.paused):
+            self._desk.offer(
+                self._case.snapshot,
+                self._case.statistical,
+                captured_ns=header.captured_ns,
+                now_ns=self._clock.now_ns(),
+                picture=lambda: self._near_picture(frame),
+            )
+            if self._dashboard is not None:
+                self._dashboard.tell_request(self._desk.asked)
 
-    def _request(self, memory: Memory, header: FrameHeader) -> PlanRequest:
-        """What the in-process planner is asked at each tick."""
-        deadline_ns = header.captured_ns + round(self._config.planner.deadline_ms * 1e6)
-        return PlanRequest(
-            request_id=0, memory=memory, deadline_ns=deadline_ns, horizon=self._config.planner.horizon, goal=self._goal
+    def _near_picture(self, frame: Frame) -> NearPicture | None:
+        """The frame for a model's eyes; None for a source without pixels, or when the ring has come round."""
+        try:
+            planes = frame.planes()
+        except WireError:
+            return None
+        if planes is None or self._case.snapshot is None:
+            return None
+        planner = self._config.planner
+        begun_ns = time.monotonic_ns()
+        picture = near_picture(
+            planes,
+            frame.header,
+            action=self._case.snapshot.current,
+            max_pixels=planner.max_pixels,
+            side_multiple=planner.side_multiple,
         )
+        self.telemetry.span("near_picture", time.monotonic_ns() - begun_ns)
+        return picture if frame.intact() else None
+
+    def _drop(self, header: FrameHeader, reason: str) -> None:
+        """Book a frame that is not perceived."""
+        self.telemetry.count("frames_dropped", reason=reason)
+        if self._recording is not None:
+            self._recording.pass_over(header, reason)
 
     def _take_answers(self, until_ns: int) -> None:
         """Show the worker's answers up to `until_ns`; in lockstep each at the time it is charged to."""
@@ -210,21 +249,17 @@ class Agent:
         if self._lockstep:
             while (shown := self._display.shown) is not None and shown.valid_until_ns < now_ns:
                 self._virtual.advance_to(shown.valid_until_ns + 1)
-                self._display.expire(self._why_no_frame, now_ns=self._virtual.now_ns())
+                self._expire(self._virtual.now_ns())
             self._virtual.advance_to(now_ns)
 
     def _show_choice(self, spans_ms: dict[str, float]) -> None:
         """Show what the ladder chooses."""
-        assert self._statistical_plan is not None and self._snapshot is not None
         now_ns = self._clock.now_ns()
-        plan = choose(
-            now_ns=now_ns,
-            gate=self._gate,
-            memory=self._snapshot,
-            statistical=self._statistical_plan,
-            worker_plan=self._desk.plan if self._desk is not None else None,
-            worker_state=self._desk.state if self._desk is not None else "no worker is configured",
-        )
+        worker_plan = self._desk.plan if self._desk is not None else None
+        worker_state = self._desk.state if self._desk is not None else "no worker is configured"
+        if self._recording is not None:
+            self._recording.choice(now_ns, worker_plan, worker_state)
+        plan = self._case.choose(now_ns=now_ns, worker_plan=worker_plan, worker_state=worker_state)
         self._display.show(plan, spans_ms, now_ns=now_ns)
 
     def _tell_clips(self, events: tuple[ClipEvent, ...]) -> None:
@@ -250,6 +285,16 @@ class Agent:
         if self._grabber is not None:
             self._watch_grabber(self._grabber)
         self._console.poll()
+        if self._recording is not None:
+            self._recording.worker.poll()
+            self._tell_notices(self._recording.worker)
+        if self._dashboard is not None:
+            self._dashboard.worker.poll()
+            self._tell_notices(self._dashboard.worker)
+            self._obey(self._dashboard.commands())
+        for bridge in self._bridges:
+            bridge.poll()
+            self._tell_notices(bridge)
         if not self._lockstep:
             self._display.sample_age(self._clock.now_ns())
         parts = self._parts()
@@ -268,9 +313,33 @@ class Agent:
             error.exit_code = grabber.failure.exit_code
             raise error
 
+    def _obey(self, commands: Sequence[Command]) -> None:
+        """Do what users of the dashboard asked for."""
+        for command in commands:
+            if self._recording is not None:
+                self._recording.command(self._clock.now_ns(), command)
+            match command:
+                case SetGoal(text):
+                    self._case.goal = text
+                    if self._desk is not None:
+                        self._desk.goal = text
+                case NewCase(case_id):
+                    self._tell(f"new case {case_id}: everything about {self._case.memory.case_id} is forgotten")
+                    self._case.begin(case_id)
+                    if self._journal is not None:
+                        self._journal.begin(case_id)
+                case Pause(paused):
+                    self._case.paused = paused
+            if self._case.snapshot is not None:
+                self._show_choice({})
+        if commands:
+            self._health_ns = 0  # the page hears of it at once
+
     def _children(self) -> list[Worker]:
+        dashboard = [self._dashboard.worker] if self._dashboard is not None else []
         desk = [self._desk.worker] if self._desk is not None else []
-        return [*desk, *([self._grabber] if self._grabber is not None else [])]
+        recorder = [self._recording.worker] if self._recording is not None else []
+        return [*recorder, *desk, *([self._grabber] if self._grabber is not None else []), *dashboard, *self._bridges]
 
     def _give_credit(self, frames: int) -> None:
         """Let the grabber send so many more frames; only lockstep asks for leave."""
@@ -296,6 +365,11 @@ class Agent:
             parts["journal"] = self._journal.problem or "ok"
         if self._jsonl is not None:
             parts["jsonl"] = self._jsonl.problem or "ok"
+        if self._recording is not None:
+            parts["recording"] = self._recording.health()
+        if self._dashboard is not None:
+            parts["dashboard"] = self._dashboard.worker.health()
+        parts |= {bridge.name: bridge.health() for bridge in self._bridges}
         return parts
 
     def _publish_health(self, parts: dict[str, str]) -> None:
@@ -311,10 +385,11 @@ class Agent:
         self._publisher.send(health, now_ns=now_ns)
         self._book_frames()
         self._publisher.send(self.telemetry.counters(stream_id), now_ns=now_ns)
-        if (
-            self._snapshot is not None
-        ):  # whoever subscribes late, or again, gets the case's history within half a second
-            self._publisher.send(self._snapshot, now_ns=now_ns)
+        if self._case.snapshot is not None:  # who subscribes late gets the case's history within half a second
+            self._publisher.send(self._case.snapshot, now_ns=now_ns)
+        if self._dashboard is not None:
+            case = self._case
+            self._dashboard.tell(Session(case_id=case.memory.case_id, goal=case.goal, paused=case.paused))
 
     def _book_frames(self) -> None:
         """Bring the receiver's side of the frame balance into the telemetry."""
@@ -331,23 +406,23 @@ class Agent:
         silent_s = (time.monotonic_ns() - self._received_ns) / NS_PER_S
         return "ok" if silent_s <= self._config.transport.stall_s else f"no frame for {silent_s:.1f} s"
 
-    def _why_no_frame(self) -> str:
+    def _expire(self, now_ns: int) -> None:
+        """Take down what is shown if its time is over."""
+        self._display.expire(partial(self._why_no_frame, now_ns), now_ns=now_ns)
+
+    def _why_no_frame(self, now_ns: int) -> str:
         # How children fare is no matter of the virtual clock.
         health = "ok" if self._lockstep else self._source_health()
-        return "no new frame" if health == "ok" else f"source: {health}"
+        reason = "no new frame" if health == "ok" else f"source: {health}"
+        if self._recording is not None:
+            self._recording.expiry(now_ns, reason)
+        return reason
 
     def _source_is_gone(self) -> bool:
         """Whether the grabber has ended without its last message reaching us."""
         return self._grabber is not None and self._grabber.finished
 
     # ------------------------------------------------------------------------------------------------ start and end
-
-    def _warm_up(self) -> None:
-        """Plan twice for nobody, so that the first plan of the case is not the slowest."""
-        near = FrameHeader(stream_id="", session_id="", seq=0, pts_s=0.0, captured_ns=0)
-        for current in (None, self.pack.action_names[0]):
-            memory = Memory(stream_id="", session_id="", case_id="", now_pts_s=0.0, near=near, current=current)
-            self._statistical.plan(self._request(memory, near))
 
     def _open_journal(self, resources: ExitStack) -> Journal | None:
         config = self._config.memory
@@ -361,8 +436,28 @@ class Agent:
                 f"memory.journal={config.journal} holds {', '.join(sorted(foreign))[:80]}, no action of {self.pack.name}; name "
                 "another file"
             )
-        self._memory.restore(journal.restored)
+        self._case.memory.restore(journal.restored)
         return journal
+
+    def _open_recording(self, runtime: RuntimeDirectory, resources: ExitStack) -> RecordingSink | None:
+        path = self._config.sinks.recording
+        if path is None:
+            return None
+        from stream_agent.recording.sink import RecordingSink
+
+        recording = RecordingSink(
+            path,
+            self._config,
+            self.pack,
+            runtime.endpoint,
+            lockstep=self._lockstep,
+            telemetry=self.telemetry,
+            now_ns=self._clock.now_ns(),
+        )
+        resources.callback(recording.finish)
+        if self._journal is not None and self._journal.restored:
+            recording.restored(self._journal.restored)
+        return recording
 
     def _open_sinks(
         self, runtime: RuntimeDirectory, resources: ExitStack
@@ -374,7 +469,8 @@ class Agent:
             resources.callback(jsonl.close)
         private = runtime.endpoint("plans")
         public = [config.publisher.bind] if config.publisher.bind is not None else []
-        publisher = Publisher([private, *public], keys=config.publisher.keys)
+        tap = self._recording.publish if self._recording is not None else None
+        publisher = Publisher([private, *public], keys=config.publisher.keys, tap=tap)
         resources.callback(publisher.close, linger_s=0.2)
         console = ConsoleProcess(
             config.console,
@@ -386,18 +482,55 @@ class Agent:
         resources.callback(console.stop)
         return publisher, jsonl, console
 
+    def _open_dashboard(self, runtime: RuntimeDirectory, resources: ExitStack) -> Dashboard | None:
+        if not self._config.sinks.dashboard.enabled:
+            return None
+        dashboard = Dashboard(
+            self._config, self.pack, runtime.endpoint, plans=runtime.endpoint("plans"), lockstep=self._lockstep
+        )
+        resources.callback(dashboard.close)
+        return dashboard
+
+    def _open_bridges(self, runtime: RuntimeDirectory, resources: ExitStack) -> list[Worker]:
+        config, transport = self._config.sinks.openigtlink, self._config.transport
+        if config.port is None:
+            return []
+        if importlib.util.find_spec("pyigtl") is None:
+            raise ConfigError(
+                f"sinks.openigtlink.port={config.port} needs the package pyigtl, which is not installed; install "
+                "stream-agent[igtl]"
+            )
+        job = {
+            "port": config.port,
+            "plans": runtime.endpoint("plans"),
+            "frames": transport.connect or runtime.endpoint("frames"),
+            "frame_keys": str(transport.keys.absolute()) if transport.connect and transport.keys else "",
+            "fps": config.fps,
+            "max_pixels": config.max_pixels,
+            "lockstep": self._lockstep,
+        }
+        bridge = Worker(
+            "OpenIGTLink",
+            "stream_agent.sinks.openigtlink",
+            lambda: msgspec.json.encode(job),
+            restarts_per_minute=_BRIDGE_RESTARTS_PER_MINUTE,
+            ready_timeout_s=_START_S,
+        )
+        resources.callback(bridge.stop)
+        return [bridge]
+
     def _open_desk(
         self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory, resources: ExitStack
     ) -> WorkerDesk | None:
         config = self._config.planner
         if config.kind == "none":
             return None
-        link = WorkerLink(context, runtime.endpoint)
+        link, scheduler = self._link_and_scheduler(context, runtime)
         resources.callback(link.close)
         worker = Worker(
             "planner worker",
             "stream_agent.planner.worker",
-            lambda: link.job(config.model_dump_json(), self.pack.action_names),
+            lambda: link.job(config.model_dump_json(), self.pack.action_names, str(self.pack.folder.resolve())),
             restarts_per_minute=config.restarts_per_minute,
             ready_timeout_s=config.ready_timeout_s,
         )
@@ -405,14 +538,25 @@ class Agent:
         return WorkerDesk(
             worker,
             link,
-            Scheduler(self._config.scheduler, deadline_ms=config.deadline_ms),
+            scheduler,
             config=config,
-            actions=self.pack.action_names,
-            goal=self._goal,
+            pack=self.pack,
+            goal=self._case.goal,
             telemetry=self.telemetry,
             lockstep=self._lockstep,
             stopped=self._stopped.is_set,
         )
+
+    def _link_and_scheduler(
+        self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory
+    ) -> tuple[WorkerLink, Scheduler]:
+        config, deadline_ms = self._config.scheduler, self._config.planner.deadline_ms
+        if self._recording is None:
+            return WorkerLink(context, runtime.endpoint), Scheduler(config, deadline_ms=deadline_ms)
+        from stream_agent.recording.sink import RecordedLink, RecordedScheduler
+
+        link = RecordedLink(context, runtime.endpoint, self._recording, self._clock.now_ns)
+        return link, RecordedScheduler(config, deadline_ms=deadline_ms, sink=self._recording)
 
     def _open_source(
         self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory, resources: ExitStack
@@ -456,8 +600,14 @@ class Agent:
             self._desk.worker.stop()
             self._tell_notices(self._desk.worker)
         if ended:  # a case that was interrupted goes on with its open clip
-            self._tell_clips(self._memory.finish())
+            if self._recording is not None:
+                self._recording.ended(self._clock.now_ns())
+            self._tell_clips(self._case.memory.finish())
         self._book_frames()
+        if self._recording is not None:
+            self._publish_health(self._parts())
+            self._recording.finish()
+            self._tell_notices(self._recording.worker)
 
 
 class _Spans:
@@ -492,7 +642,7 @@ def run(config: AgentConfig, summary: Path | None = None) -> int:
     """
     begun_s = time.monotonic()
     with ExitStack() as resources:
-        stopped = threading.Event()
+        stopped = StopFlag()
         for number in (signal.SIGINT, signal.SIGTERM):
             resources.callback(signal.signal, number, signal.signal(number, lambda *_: stopped.set()))
         agent = Agent(config, resources, stopped)

@@ -53,10 +53,11 @@ class ChildSide:
     """Signals, lifeline, heartbeat and reports of this process; make one first thing in `main`."""
 
     def __init__(self) -> None:
-        _die_with_parent()
+        die_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled once, by the parent
         self.stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        # By a thread: the signal may find this one inside the event's own lock, and waiting for that would never end.
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self.stop.set, daemon=True).start())
         self._out = os.dup(1)
         os.dup2(2, 1)
         os.write(self._out, b"\n")  # ends what a library may have printed while it was imported
@@ -127,7 +128,7 @@ def _exit_now() -> None:
     os._exit(1)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel kill us when the parent dies, even while we are stopped or stuck (Linux)."""
     if sys.platform != "linux":
         return

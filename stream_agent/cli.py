@@ -1,4 +1,4 @@
-"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`.
+"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `replay`, `recording`, `bench`.
 
 A mistake of the outside world is one message on stderr, never a traceback; the exit code tells its kind (errors.py).
 Options and `section.key=value` overrides may come in any order.
@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from stream_agent import __version__
+from stream_agent.benchmarking import bench
 from stream_agent.errors import StreamAgentError
 from stream_agent.evaluation import commands as evaluation
+from stream_agent.recording import commands as recordings
+from stream_agent.training import commands as training
 
 if TYPE_CHECKING:
     from stream_agent.config import AgentConfig
@@ -60,6 +63,10 @@ def commands() -> None:
 
 commands.add_command(evaluation.dataset)
 commands.add_command(evaluation.evaluate)
+commands.add_command(training.train)
+commands.add_command(bench)
+commands.add_command(recordings.recording)
+commands.add_command(recordings.replay)
 
 
 def configured(command: FunctionT) -> FunctionT:
@@ -96,8 +103,22 @@ def grab(preset: Path | None, settings: tuple[str, ...]) -> int:
 
 @commands.command()
 @configured
-def doctor(preset: Path | None, settings: tuple[str, ...]) -> int:
+@click.option("--model", type=click.Path(path_type=Path), help="Check this model's folder instead, and tell its cost.")
+@click.option(
+    "--device", help="With --model: the GPU to tell memory and least latency for; this machine's when left out."
+)
+@click.option("--frame", default="854x480", show_default=True, help="With --model: the size of the source's pictures.")
+@click.option("--pin", is_flag=True, help="With --model: write the sha256 sums of its files beside them.")
+def doctor(
+    preset: Path | None, settings: tuple[str, ...], model: Path | None, device: str | None, frame: str, pin: bool
+) -> int:
     """Check this machine, and what the given configuration needs; each failure names its fix."""
+    if model is not None:
+        from stream_agent.planner.model_report import examine_model
+
+        return examine_model(model, device=device, frame=frame, pin=pin)
+    if device is not None or pin:
+        raise click.UsageError("--device and --pin are about a model; name its folder with --model DIR")
     loaded = _load(preset, settings)
     from stream_agent.doctor import examine
 

@@ -7,6 +7,7 @@ Each stage takes its own section, never the whole tree. Rules that span sections
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class SourceConfig(Section):
 
     uri: str = Field(
         default="synthetic:",
-        description="A video file, a folder of numbered frames, a .csv of 1 Hz signals, /dev/videoN, an "
+        description="A video file, a folder of numbered frames, a .csv of 1 Hz signals, a recorded .mcap, /dev/videoN, an "
         "rtsp:// srt:// http:// udp:// tcp:// address, device:FORMAT:NAME for any libav device, or synthetic:",
     )
     stream_id: str = Field(
@@ -157,8 +158,9 @@ class GateConfig(Section):
 class RecogniserConfig(Section):
     """What turns a picture into evidence."""
 
-    kind: Literal["auto", "timeline", "signals", "onnx"] = Field(
-        default="auto", description="auto: timeline for synthetic, signals for a signals source, onnx for pixels."
+    kind: Literal["auto", "timeline", "signals", "recorded", "onnx"] = Field(
+        default="auto",
+        description="auto: timeline for synthetic, signals for a signals source, recorded for a recording, onnx for pixels.",
     )
     rate_hz: float = Field(default=10.0, gt=0, le=240, description="Frames looked at per second of media time.")
     labels: Path | None = Field(default=None, description="Label file of the timeline recogniser.")
@@ -169,15 +171,21 @@ class RecogniserConfig(Section):
 class SegmenterConfig(Section):
     """How evidence becomes clips."""
 
-    mean_clip_s: float = Field(default=60.0, gt=0, description="Expected clip length: how sticky the filter is.")
-    # 6 s and half a look a second: on left-out training videos with 1 Hz signals, clip F1 0.60 instead of 0.49 with 2 s and a
-    # whole look (docs/model_card_recogniser.md).
-    min_dwell_s: float = Field(default=6.0, ge=0, description="A new action must lead this long before a clip begins.")
+    mean_clip_s: float = Field(
+        default=60.0, gt=0, description="Expected clip length where the pack has no fitted durations (segmenter.json)."
+    )
+    min_dwell_s: float = Field(
+        default=2.0, ge=0, description="A clip must have been observed this long before it is declared."
+    )
     evidence_per_s: float = Field(
         default=0.5,
         gt=0,
         le=1000,
         description="How many independent looks a second of evidence is worth: neighbouring frames repeat each other's mistakes.",
+    )
+    # What it trades, clips found against false ones and delay: docs/model_card_signals.md.
+    declare_odds: float = Field(
+        default=40.0, ge=1, description="A new action must be this many times as probable as the open one."
     )
 
 
@@ -219,12 +227,126 @@ class ScriptedStep(Section):
     ranked: tuple[str, ...] = Field(default=(), description="Actions to rank; empty ranks in pack order.")
 
 
-class PlannerConfig(Section):
+class RehearsedScore(Section):
+    """What a rehearsed backend does when it is asked to score."""
+
+    behaviour: Literal["answer", "nan", "nothing", "oom", "error", "dead", "hang", "stuck", "crash"] = Field(
+        default="answer",
+        description="nothing: no candidate is reported; dead: the engine is lost; hang: never answers, but can be cancelled; "
+        "stuck: blocks the whole worker; crash: ends its process.",
+    )
+    delay_s: float = Field(default=0.0, ge=0)
+    beliefs: dict[str, float] = Field(
+        default_factory=dict, description="Log-probability per action; those not named get a seeded one."
+    )
+    position_bias: float = Field(
+        default=0.0, ge=0, description="Added to the first choice, and ever less to later ones."
+    )
+
+
+class RehearsedText(Section):
+    """What a rehearsed backend does when it is asked to write."""
+
+    behaviour: Literal["answer", "truncated", "wrong_schema", "oom", "error", "dead", "hang", "crash"] = "answer"
+    delay_s: float = Field(default=0.0, ge=0, description="Before the first piece.")
+    piece_s: float = Field(default=0.0, ge=0, description="Between two pieces.")
+    text: str | None = Field(default=None, description="Written as it stands, whatever was asked.")
+
+
+class BackendConfig(Section):
+    """One language model: in this process's worker, or behind an address."""
+
+    kind: Literal["none", "scripted", "rehearsed", "transformers", "vllm", "openai"] = Field(
+        default="none",
+        description="none: no worker, the statistical planner alone; scripted, rehearsed: tests and drills without a model.",
+    )
+    model: Path | None = Field(
+        default=None,
+        description="Local directory of the model: config.json, tokenizer, safetensors; nothing is fetched.",
+    )
+    digest: str | None = Field(
+        default=None, pattern="^[0-9a-f]{12,64}$", description="The model's manifest digest; another is refused."
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="openai: address of the server, up to /v1; plans and pictures go there.",
+    )
+    fallback_endpoints: tuple[Annotated[str, Field(pattern="^https?://")], ...] = Field(
+        default=(), description="openai: servers of the same model that take over while the first is unwell."
+    )
+    served_model: str | None = Field(
+        default=None, description="openai: the model's name there; its only one when unset."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*$",
+        description="openai: environment variable that holds the key.",
+    )
+    plaintext: bool = Field(
+        default=False, description="openai: allow http:// to another host, on a network that is protected itself."
+    )
+    connect_timeout_s: float = Field(default=2.0, gt=0)
+    request_timeout_s: float = Field(default=30.0, gt=0, description="Longest silence of a server or engine.")
+    retries: int = Field(default=1, ge=0, le=10, description="Further tries of a request within its deadline.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="auto: bfloat16 on a GPU, float32 on the CPU."
+    )
+    threads: int = Field(default=2, ge=1, le=256, description="CPU threads of a model on the CPU.")
+    quantization: str | None = Field(default=None, description="vllm: fp8, awq, …; unset takes the model's own.")
+    kv_cache_dtype: str = Field(default="auto", description="vllm: auto or fp8.")
+    gpu_memory: float = Field(default=0.85, gt=0, le=1, description="Share of the GPU's memory for weights and cache.")
+    kv_cache_gb: float | None = Field(
+        default=None, gt=0, description="vllm: size of the cache where no share is meant."
+    )
+    context_tokens: int = Field(default=4096, ge=256, description="Longest prompt with its answer.")
+    parallel: int = Field(default=16, ge=1, le=1024, description="Prompts computed at once.")
+    eager: bool = Field(default=False, description="No CUDA graphs: starts sooner, answers later.")
+    adapters: dict[str, Path] = Field(default_factory=dict, description="LoRA adapters: name to local directory.")
+    adapter: str = Field(default="", description="The adapter used; empty for the base model.")
+    rehearsed_scores: tuple[RehearsedScore, ...] = Field(
+        default=(RehearsedScore(),), min_length=1, description="What the rehearsed backend scores, in turn, for ever."
+    )
+    rehearsed_texts: tuple[RehearsedText, ...] = Field(
+        default=(RehearsedText(),), min_length=1, description="What the rehearsed backend writes, in turn, for ever."
+    )
+    seed: int = Field(default=0, ge=0, description="Of the rehearsed backend's beliefs.")
+
+    @model_validator(mode="after")
+    def _the_kind_has_what_it_needs(self) -> BackendConfig:
+        if self.kind in ("transformers", "vllm") and self.model is None:
+            raise ValueError(f"kind={self.kind} needs a model; set planner.model=DIR to a local directory of one")
+        if self.kind == "openai" and self.endpoint is None:
+            raise ValueError("kind=openai needs a server; set planner.endpoint=http://HOST:PORT/v1")
+        if self.adapter and self.adapter not in self.adapters:
+            raise ValueError(
+                f"adapter={self.adapter} is none of adapters={sorted(self.adapters)}; add it with its directory"
+            )
+        return self
+
+
+class FusionConfig(Section):
+    """How the model's belief and the statistical planner's become one: p ∝ p_s ** statistical · p_m ** model."""
+
+    enabled: bool = Field(default=True, description="false shows the model's own ranking, the ladder's rung vlm.")
+    statistical: float = Field(default=1.0, ge=0, le=10)
+    model: float = Field(
+        default=0.2,
+        ge=0,
+        le=10,
+        description="0.2 with least_belief=0.02 lets a model that was never fitted overturn only what the statistical planner "
+        "holds less than 2.2 times as likely.",
+    )
+    least_belief: float = Field(
+        default=0.02, gt=0, lt=0.5, description="The model's probability of any action counts as at least this."
+    )
+    fitted_on: str = Field(default="", description="What the weights were fitted on; empty says that they were not.")
+
+
+class PlannerConfig(BackendConfig):
     """The planner worker and what every plan promises."""
 
-    kind: Literal["none", "scripted"] = Field(
-        default="none", description="The worker's planner; none runs the statistical alone."
-    )
     deadline_ms: float = Field(default=500.0, gt=0, description="From capture; later answers are expired.")
     valid_s: float = Field(default=2.0, gt=0, description="How long after capture a plan may be shown as current.")
     horizon: int = Field(default=3, ge=1, le=10, description="Actions ahead in the chain.")
@@ -234,6 +356,47 @@ class PlannerConfig(Section):
         lt=1,
         description="The statistical planner abstains when no action is this probable; 0 never.",
     )
+    form: Literal["direct", "indirect"] = Field(
+        default="direct", description="direct: the model sees the frame; indirect: it reads a caption of it."
+    )
+    memory: Literal["labels_and_near", "near_only", "near_picture_only", "labels_only", "all_frames_with_labels"] = (
+        Field(default="labels_and_near", description="What of the memory goes into the prompt.")
+    )
+    max_frames: int = Field(default=4, ge=1, le=16, description="Pictures at most with memory=all_frames_with_labels.")
+    max_pixels: int = Field(
+        default=262_144, ge=3136, le=8_294_400, description="The near frame is reduced to at most so many pixels."
+    )
+    side_multiple: int = Field(
+        default=28,
+        ge=1,
+        le=128,
+        description="Of both sides in pixels: 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL.",
+    )
+    remember_plans: int = Field(
+        default=3, ge=0, le=10, description="Earlier plans, and what happened then, in the prompt; 0 turns it off."
+    )
+    permutations: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Orders of the choices that are averaged; 0 puts every action in every place.",
+    )
+    temperature: float = Field(default=1.0, gt=0, le=100, description="Divides the rank lane's log-probabilities.")
+    temperature_fitted_on: str = Field(default="", description="What it was fitted on; empty says that it was not.")
+    fusion: FusionConfig = FusionConfig()
+    rationale: bool = Field(default=True, description="Have the model say why, after it ranked.")
+    rationale_tokens: int = Field(default=240, ge=16, le=4096, description="Longest rationale.")
+    rationale_every_s: float = Field(
+        default=5.0, ge=0, description="While nothing changes, a new rationale after this."
+    )
+    rationale_max_s: float = Field(default=10.0, gt=0, description="A rationale is about its frame for so long.")
+    chain: bool = Field(default=True, description="Rank on over imagined histories up to the horizon.")
+    captioner: BackendConfig | None = Field(
+        default=None, description="form=indirect: the model that captions; the planner's own when unset."
+    )
+    caption_max_age_s: float = Field(default=5.0, gt=0, description="A caption older than this is not planned from.")
+    caption_refresh_s: float = Field(default=2.0, ge=0, description="A caption older than this is made anew meanwhile.")
+    caption_tokens: int = Field(default=120, ge=16, le=2048)
     script: tuple[ScriptedStep, ...] = Field(
         default=(ScriptedStep(),), description="What the scripted planner does, in turn, for ever."
     )
@@ -242,6 +405,11 @@ class PlannerConfig(Section):
     )
     restarts_per_minute: int = Field(default=3, ge=0)
     ready_timeout_s: float = Field(default=600.0, gt=0)
+
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether anything that is asked of a model shows it the near frame."""
+        return self.kind not in ("none", "scripted") and self.memory != "labels_only"
 
     @model_validator(mode="after")
     def _script_has_a_step(self) -> PlannerConfig:
@@ -255,6 +423,21 @@ class PlannerConfig(Section):
             raise ValueError(
                 f"planner.deadline_ms={self.deadline_ms} is later than planner.valid_s={self.valid_s} s, so an answer would be "
                 "expired on arrival; lower the deadline or raise valid_s"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _captions_can_be_made(self) -> PlannerConfig:
+        if self.captioner is not None and self.captioner.kind in ("none", "scripted"):
+            raise ValueError(
+                f"planner.captioner.kind={self.captioner.kind} writes no captions; choose rehearsed, transformers, vllm or openai"
+            )
+        if self.form == "indirect" and self.memory == "all_frames_with_labels":
+            raise ValueError("planner.memory=all_frames_with_labels shows frames; use planner.form=direct with it")
+        if self.caption_refresh_s > self.caption_max_age_s:
+            raise ValueError(
+                f"planner.caption_refresh_s={self.caption_refresh_s} is more than planner.caption_max_age_s="
+                f"{self.caption_max_age_s}, so captions would be out of date before they are renewed; lower it"
             )
         return self
 
@@ -273,6 +456,80 @@ class PublisherConfig(Section):
     keys: Path | None = Field(default=None, description="CURVE keys; required outside loopback.")
 
 
+class RecorderConfig(Section):
+    """What a recording holds besides messages."""
+
+    video: bool = Field(default=True, description="Record the pictures that were perceived, as H.264.")
+    crf: int = Field(default=23, ge=10, le=40, description="x264's quality: 18 looks like the original, 30 is coarse.")
+
+
+class DashboardConfig(Section):
+    """A web page with the picture, the plans and their age."""
+
+    enabled: bool = Field(default=False, description="Serve it; needs stream-agent[dashboard].")
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on; outside loopback token_env, and a certificate or plaintext=true, are required.",
+    )
+    port: int = Field(default=8765, ge=0, le=65535, description="0 takes a free one; it is told at the start.")
+    token_env: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the token a browser must know, 16 characters or more.",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="Further names under which browsers reach the page; any other is refused."
+    )
+    certificate: Path | None = Field(default=None, description="PEM file for https.")
+    certificate_key: Path | None = Field(default=None, description="PEM file of its key.")
+    plaintext: bool = Field(
+        default=False, description="Allow http:// outside loopback, on a network that is protected itself."
+    )
+    fps: float = Field(default=10.0, gt=0, le=30, description="Pictures a second at most, while somebody watches.")
+    max_pixels: int = Field(default=307_200, ge=3136, le=2_073_600, description="Pictures are reduced to so many.")
+    verdicts: Path | None = Field(
+        default=None,
+        description="Folder that accepted and rejected labels are kept in, as training data; without it none are taken.",
+    )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this host can reach the page."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name: where it leads is not known here
+
+    @model_validator(mode="after")
+    def _protected(self) -> DashboardConfig:
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise ValueError("sinks.dashboard.certificate and certificate_key belong together; set both or neither")
+        if not self.enabled or self.is_local:
+            return self
+        if self.token_env is None:
+            raise ValueError(
+                f"sinks.dashboard.host={self.host} can be reached from other hosts, so it needs a token; set "
+                "sinks.dashboard.token_env=NAME of an environment variable that holds one, or use 127.0.0.1"
+            )
+        if self.certificate is None and not self.plaintext:
+            raise ValueError(
+                f"sinks.dashboard.host={self.host} can be reached from other hosts, so pictures must be encrypted; set "
+                "sinks.dashboard.certificate and certificate_key, or plaintext=true on a network that is protected itself"
+            )
+        return self
+
+
+class OpenIgtLinkConfig(Section):
+    """Plans and pictures for 3D Slicer and the like, on this host alone."""
+
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="Of 127.0.0.1, usually 18944; 0 takes a free one; off when unset."
+    )
+    fps: float = Field(default=5.0, ge=0, le=60, description="Pictures a second at most; 0 sends none.")
+    max_pixels: int = Field(default=409_920, ge=3136, le=8_294_400, description="Pictures are reduced to so many.")
+
+
 class SinksConfig(Section):
     """Where plans go."""
 
@@ -281,6 +538,13 @@ class SinksConfig(Section):
     )
     jsonl: Path | None = Field(default=None, description="File that gets one JSON object per published plan.")
     publisher: PublisherConfig = PublisherConfig()
+    dashboard: DashboardConfig = DashboardConfig()
+    openigtlink: OpenIgtLinkConfig = OpenIgtLinkConfig()
+    recording: Path | None = Field(
+        default=None,
+        description="MCAP file that the session is recorded to, or a folder for one named after the time; never overwritten.",
+    )
+    recorder: RecorderConfig = RecorderConfig()
 
 
 class TelemetryConfig(Section):
@@ -322,6 +586,10 @@ class AgentConfig(Section):
             raise ValueError(
                 "recogniser.kind=timeline needs recogniser.labels=FILE for this source; name the label file or use kind=auto"
             )
+        if self.recogniser.kind == "recorded" and not self.source.uri.lower().endswith(".mcap"):
+            raise ValueError(
+                f"recogniser.kind=recorded reads a recording, but source.uri={self.source.uri} is none; use kind=auto"
+            )
         return self
 
     @property
@@ -346,6 +614,21 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Agen
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read_yaml(path)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return AgentConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_complaints(error))) from error
+
+
+def overridden(config: AgentConfig, overrides: Sequence[str]) -> AgentConfig:
+    """`config` with `section.key=value` overrides, validated as one.
+
+    Raises:
+        ConfigError: A key or value is wrong; the message names it and what is allowed.
+    """
+    tree = config.model_dump(mode="json")
     for override in overrides:
         _apply(tree, override)
     try:
@@ -395,7 +678,8 @@ def _value(annotation: object, text: str) -> object:
         return text
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     wants_text = any(member in (str, Path) for member in members)
-    return text if wants_text and value is not None and text[0] not in "\"'" else value
+    none = value is None and text in ("~", "null", "Null", "NULL")  # `!` and `# no address` are nothing to YAML, too
+    return text if wants_text and not none and text[0] not in "\"'" else value
 
 
 def _complaints(error: ValidationError) -> Iterable[str]:

@@ -5,6 +5,7 @@ StreamAgentError
 ├── SourceError    a video source cannot be opened or read
 ├── WireError      bytes from a socket or the ring are not one of our messages
 ├── WorkerError    a child process did not start, stopped, or ran out of restarts
+├── RecordingError a recording cannot be written or read
 └── BackendError   a planner's model failed or gave an answer that does not meet the schema
 
 A message names the value, the rule and the remedy. Whoever catches one prints `str(error)` and no traceback:
@@ -59,7 +60,21 @@ class WorkerError(StreamAgentError):
     exit_code = 5
 
 
+class RecordingError(StreamAgentError):
+    """A recording cannot be written or read, or is none."""
+
+    exit_code = 7
+
+
 class BackendError(StreamAgentError):
-    """A planner's model failed, or its answer does not meet the schema."""
+    """A planner's model failed, or its answer does not meet the schema.
+
+    Attributes:
+        lost: Whether the engine is gone for good, so that only a new process helps.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost

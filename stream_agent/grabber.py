@@ -417,7 +417,8 @@ def grab(config: AgentConfig) -> int:
         )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        # By a thread, as in child.py: the signal may find this one inside the event's own lock.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())
     job = grab_job(config, load_pack(config.procedure.pack), endpoint="")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     sender = PictureSender(

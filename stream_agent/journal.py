@@ -44,6 +44,7 @@ class Journal:
             ConfigError: The file cannot be opened, or is not a journal.
         """
         self._path = path
+        self._pack = pack
         self.problem = ""
         self.restored: tuple[Clip, ...] = ()
         case = _Case(case_id, pack)
@@ -83,6 +84,15 @@ class Journal:
         self._waiting.append(msgspec.json.encode(clip))
         if self._write_waiting():
             self._dirty.set()
+
+    def begin(self, case_id: str) -> None:
+        """Start the file anew for another case, as opening it for that case would."""
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        self._waiting = deque([msgspec.json.encode(_Case(case_id, self._pack))])
+        self._headers_waiting = 1
+        self._write_waiting()
+        self._dirty.set()
 
     def close(self) -> None:
         """Try what is unwritten once more, wait for the disk and close."""

@@ -191,22 +191,73 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="m
         return past if self.current is None else (*past, self.current)
 
 
+class NearPicture(msgspec.Struct, frozen=True, kw_only=True):
+    """A frame for a model's eyes: upright and reduced.
+
+    Attributes:
+        seq: The frame's.
+        pts_s: The frame's.
+        action: The action that went on then; None if none was known.
+        width: Pixels.
+        height: Pixels.
+        rgb: height * width * 3 bytes.
+    """
+
+    seq: int
+    pts_s: float
+    action: str | None
+    width: int
+    height: int
+    rgb: bytes
+
+
+class PastPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What was expected during one clip, and what came.
+
+    Attributes:
+        during: The action that went on.
+        expected: The ranked actions of the last plan made then.
+        happened: The action that came next.
+    """
+
+    during: str
+    expected: tuple[str, ...]
+    happened: str
+
+
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="plan_request"):
     """One question to a planner.
 
     Attributes:
-        request_id: Unique within a session; the answer names it.
+        request_id: Unique within a stream; the answer names it.
         memory: What the planner may know.
         deadline_ns: Absolute session-clock time after which an answer is expired.
+        budget_ms: Milliseconds of real time from receipt after which nobody waits any more; 0 for no limit.
+        patient: In lockstep: nothing may depend on which of two things is done first.
         horizon: How many actions ahead the chain speaks.
         goal: The procedure's goal in words.
+        pictures: The near frame last; before it, with memory=all_frames_with_labels, one per recent clip, oldest first.
+        previous: Plans of the last clips and what came, oldest first.
+        statistical: The statistical planner's distribution over the pack's actions, in pack order; empty when it abstains.
     """
 
     request_id: int
     memory: Memory
     deadline_ns: int
+    budget_ms: float = 0.0
+    patient: bool = False
     horizon: int = 3
     goal: str = ""
+    pictures: tuple[NearPicture, ...] = ()
+    previous: tuple[PastPlan, ...] = ()
+    statistical: tuple[float, ...] = ()
+
+    @property
+    def picture(self) -> NearPicture | None:
+        """The near frame's picture; None when the source has none or the form needs none."""
+        near = self.memory.near
+        newest = self.pictures[-1] if self.pictures else None
+        return newest if newest is not None and near is not None and newest.seq == near.seq else None
 
 
 class RankedAction(msgspec.Struct, frozen=True):
@@ -242,6 +293,24 @@ class Hashes(msgspec.Struct, frozen=True):
     config: str = ""
 
 
+class Fusion(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan's probabilities came about: p ∝ statistical ** statistical_weight · model ** model_weight.
+
+    Attributes:
+        statistical_weight: Exponent of the statistical planner's distribution.
+        model_weight: Exponent of the language model's.
+        fitted_on: What the weights were fitted on; empty: they were not.
+        statistical: The statistical planner's distribution over the pack's actions, in pack order.
+        model: The language model's.
+    """
+
+    statistical_weight: float
+    model_weight: float
+    fitted_on: str
+    statistical: tuple[float, ...]
+    model: tuple[float, ...]
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="plan"):
     """Three ranked next actions, or an abstention with its reason.
 
@@ -250,6 +319,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pla
         session_id: Session of the frame behind the plan.
         case_id: The patient case.
         request_id: The request answered; 0 for the in-process planner.
+        revision: 0 as first ranked; raised when a chain or a rationale was added to the very same ranking.
         seq: The frame behind the plan.
         pts_s: That frame's media time.
         captured_ns: That frame's capture time; age = now - captured_ns.
@@ -268,6 +338,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pla
         expected_onset_s: Seconds from the frame to the expected start of the top action; None if unknown.
         expected_onset_interval_s: Its 10 % to 90 % range; None if unknown.
         chain: The most likely sequence up to the horizon, the top action first.
+        distribution: Probability of every action of the pack, in pack order; empty when the planner gives none.
+        fusion: What went into the probabilities of a fused plan; None for others.
+        caption: What the near frame shows, in the words that an indirect plan was made from; empty otherwise.
+        caption_age_s: How much older the captioned frame is than the plan's; None without a caption.
+        rationale_age_s: How much older the rationale's frame is than the plan's; None without a model's rationale.
+        contradiction: Where the model's rationale and the ranking disagree; empty when they do not.
+        notes: What the planner had to do without, one line each.
         spans_ms: Milliseconds spent per stage on the session's clock, `total` = captured → published.
         hashes: Of model, adapter, prompt, knowledge base and config.
     """
@@ -276,6 +353,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pla
     session_id: str
     case_id: str
     request_id: int = 0
+    revision: int = 0
     seq: int
     pts_s: float
     captured_ns: int
@@ -294,18 +372,56 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pla
     expected_onset_s: float | None = None
     expected_onset_interval_s: tuple[float, float] | None = None
     chain: tuple[ChainStep, ...] = ()
+    distribution: tuple[float, ...] = ()
+    fusion: Fusion | None = None
+    caption: str = ""
+    caption_age_s: float | None = None
+    rationale_age_s: float | None = None
+    contradiction: str = ""
+    notes: tuple[str, ...] = ()
     spans_ms: dict[str, float] = {}
     hashes: Hashes = Hashes()
 
 
+class Rationale(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model said of a moment, whole and checked against its schema.
+
+    Attributes:
+        ranked: The three actions in the model's order, each with why.
+        progress: Where the procedure stands.
+        safety: What to mind.
+        contradiction: Where it disagrees with the model's own ranking; empty when it does not.
+    """
+
+    ranked: tuple[tuple[str, str], ...]
+    progress: str
+    safety: tuple[str, ...]
+    contradiction: str = ""
+
+
 class PlanUpdate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="plan_update"):
-    """More rationale text for a plan already published, as it streams."""
+    """More for a plan already published: words as they stream, then the chain or the whole rationale.
+
+    Attributes:
+        stream_id: Which camera.
+        session_id: Session of the plan's frame.
+        request_id: The plan's.
+        seq: The plan's frame.
+        text: What follows the words so far, for a person to read.
+        chain: The sequence of actions, once it is known.
+        rationale: The whole of it, at its end.
+        problem: Why the rationale was dropped; the ranking stands all the same.
+        final: Nothing follows for this plan.
+    """
 
     stream_id: str
     session_id: str
     request_id: int
     seq: int
-    text: str
+    text: str = ""
+    chain: tuple[ChainStep, ...] = ()
+    rationale: Rationale | None = None
+    problem: str = ""
     final: bool = False
 
 
@@ -337,6 +453,7 @@ class Abort(msgspec.Struct, frozen=True, tag_field="type", tag="abort"):
     """Agent to worker: the answer to this request is not wanted any more."""
 
     request_id: int
+    stream_id: str = ""
 
 
 class PlanFailure(msgspec.Struct, frozen=True, tag_field="type", tag="plan_failure"):
@@ -344,6 +461,7 @@ class PlanFailure(msgspec.Struct, frozen=True, tag_field="type", tag="plan_failu
 
     request_id: int
     reason: str
+    stream_id: str = ""
 
 
 ToWorker: TypeAlias = PlanRequest | Abort

@@ -172,6 +172,30 @@ def test_lockstep_with_a_worker_is_the_same_on_every_run(start: Callable[..., Ru
     assert all(plan["published_ns"] - plan["captured_ns"] >= 200e6 for plan in from_worker)
 
 
+@pytest.mark.parametrize("form", ["direct", "indirect"])
+def test_lockstep_with_a_language_model_is_the_same_on_every_run(
+    start: Callable[..., Running], shared_data: Path, form: str
+) -> None:
+    """Rankings, captions, chains, rationales and what came of earlier plans: all of it on the virtual clock."""
+    settings = (
+        f"source.uri={shared_data / 'video' / 'VID43_147_and_VID42_3625_a.mp4'}",
+        "source.pace=max",
+        "source.stop_s=12",
+        "planner.kind=rehearsed",
+        f"planner.form={form}",
+        "planner.charged_ms=200",
+        "planner.rehearsed_scores=[{delay_s: 0.01}, {}, {behaviour: nan}, {}]",
+    )
+    runs = [start(*settings) for _ in range(2)]
+    assert [run.finish(100) for run in runs] == [0, 0], runs[0].errors()
+    assert runs[0].jsonl.read_bytes() == runs[1].jsonl.read_bytes()
+    fused = [plan for plan in runs[0].plans() if plan["source"] == "fused"]
+    assert fused and all(plan["published_ns"] - plan["captured_ns"] >= 200e6 for plan in fused)
+    assert any(plan["rationale_age_s"] is not None for plan in fused)
+    assert any(len(plan["chain"]) == 3 for plan in fused)
+    assert all((plan["caption_age_s"] is not None) == (form == "indirect") for plan in fused)
+
+
 def test_real_video_is_planned_from_its_pixels_alone(start: Callable[..., Running], shared_data: Path) -> None:
     video = shared_data / "video" / "VID43_147_and_VID42_3625_a.mp4"
     run = start(f"source.uri={video}", "source.pace=max", "source.stop_s=12")
@@ -282,6 +306,15 @@ def test_ctrl_c_stops_cleanly_within_two_seconds(start: Callable[..., Running]) 
     assert not list((run.folder / "stream_agent").iterdir())
 
 
+def test_signals_on_top_of_each_other_stop_it_just_as_well(start: Callable[..., Running]) -> None:
+    """`timeout` sends two; the second found the event half set by the first and waited for it for ever."""
+    run = start()
+    run.plan()
+    for _ in range(200):
+        run.process.send_signal(signal.SIGTERM)
+    assert run.finish(10) == 0, run.errors()
+
+
 def test_a_killed_grabber_is_back_and_every_frame_is_accounted_for(start: Callable[..., Running]) -> None:
     run = start()
     first = run.plan()
@@ -334,6 +367,30 @@ def test_the_ladder_drops_a_rung_and_says_why(start: Callable[..., Running], beh
     run.interrupt()
     assert balanced(run.report())
     assert run.report()["worker"]["missed"] >= 1
+    assert all(plan["published_ns"] <= plan["valid_until_ns"] for plan in run.plans())
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("nan", "no numbers"), ("oom", "out of memory"), ("dead", "exit code 6"), ("stuck", "missed its deadline")],
+)
+def test_a_language_model_that_fails_costs_a_rung_and_comes_back(
+    start: Callable[..., Running], behaviour: str, reason: str
+) -> None:
+    run = start(
+        "planner.kind=rehearsed",
+        f"planner.rehearsed_scores=[{{}}, {{}}, {{}}, {{behaviour: {behaviour}}}]",
+        "planner.chain=false",
+        "planner.valid_s=0.8",
+        "planner.deadline_ms=300",
+        "scheduler.min_interval_s=0.1",
+    )
+    run.plan(lambda plan: plan["source"] == "fused")
+    fallen = run.plan(lambda plan: plan["source"] == "statistical" and reason in plan["rungs"][1]["reason"])
+    assert not fallen["abstained"] and fallen["rungs"][0]["reason"]
+    back = run.plan(lambda plan: plan["source"] == "fused", timeout_s=20)
+    assert back["fusion"]["model_weight"] == 0.2 and back["hashes"]["prompt"]
+    run.interrupt()
     assert all(plan["published_ns"] <= plan["valid_until_ns"] for plan in run.plans())
 
 

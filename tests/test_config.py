@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from stream_agent.config import AgentConfig, configs_directory, is_lockstep, load_config, pace_factor
 from stream_agent.errors import ConfigError
 
-PRESETS = sorted(configs_directory().glob("*.yaml"))
+PRESETS = sorted(set(configs_directory().glob("*.yaml")) - {configs_directory() / "targets.yaml"})  # of the benchmarks
 
 
 def complaint(*overrides: str, path: Path | None = None) -> str:

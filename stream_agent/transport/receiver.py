@@ -21,7 +21,7 @@ from stream_agent.runtime import host_id
 from stream_agent.source.protocol import Planes
 from stream_agent.transport.keys import load_keys, require_keys_outside_loopback, secure_client
 from stream_agent.transport.ring import RingReader, planes_bytes
-from stream_agent.transport.wire import StreamEnd, unpack
+from stream_agent.transport.wire import MAGIC, StreamEnd, unpack
 
 _QUEUE = 4000
 _RECONNECT_MS = 20
@@ -43,6 +43,11 @@ class Frame:
         self.received_ns = received_ns
         self._ring = ring
         self._payload = payload
+
+    @property
+    def payload(self) -> memoryview:
+        """The picture as it came with the message; empty when it lies in the ring."""
+        return self._payload
 
     def planes(self) -> Planes | None:
         """Read-only YUV planes (3 H / 2, W): in place in the ring, or decoded from the message; None without pixels.
@@ -75,8 +80,15 @@ class FrameReceiver:
         ended: The final `StreamEnd`, once it has come.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, keys: Path | None = None) -> None:
-        """Subscribe.
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        *,
+        keys: Path | None = None,
+        observer: bool = False,
+    ) -> None:
+        """Subscribe; a grabber waits for its first subscriber, but not for an `observer`.
 
         Raises:
             ConfigError: Keys are missing or malformed.
@@ -89,7 +101,7 @@ class FrameReceiver:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if keys is not None:
             secure_client(self._socket, load_keys(keys))
-        self._socket.subscribe(b"")
+        self._socket.subscribe(MAGIC if observer else b"")
         self._socket.connect(endpoint)
         # A header is copied out faster than it is wrapped; a picture is not.
         self._copy = endpoint.startswith("ipc://")

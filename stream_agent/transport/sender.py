@@ -38,10 +38,13 @@ class HeaderSender:
         _bind(self._socket, endpoint)
 
     def wait_for_subscriber(self, timeout_s: float, stopped: Callable[[], bool]) -> bool:
-        """Whether somebody subscribed in time; without it the first frames would go to nobody (the slow joiner)."""
+        """Whether a consumer subscribed in time; without it the first frames would go to nobody (the slow joiner).
+
+        An observer (`FrameReceiver(observer=True)`) is none: in lockstep the frames that only it saw would be missing.
+        """
         deadline = time.monotonic() + timeout_s
         while not stopped() and time.monotonic() < deadline:
-            if self._socket.poll(50) and self._socket.recv()[:1] == b"\x01":
+            if self._socket.poll(50) and self._socket.recv() == b"\x01":
                 return True
         return False
 

@@ -17,7 +17,8 @@ from stream_agent.errors import UNDECODABLE, WireError
 from stream_agent.messages import SCHEMA_VERSION, FrameHeader
 
 _PRELUDE = struct.Struct("<2sBBH")
-_MAGIC = b"SA"
+MAGIC = b"SA"
+"""What every message begins with."""
 _FRAME, _END = 0, 1
 MAX_SIDE_PX = 16384
 _encoder = msgspec.msgpack.Encoder()
@@ -48,13 +49,13 @@ _end_decoder = msgspec.msgpack.Decoder(StreamEnd)
 def pack_frame(header: FrameHeader, payload: bytes | memoryview = b"") -> bytes:
     """One message of a frame header and, between hosts, its encoded picture."""
     packed = _encoder.encode(header)
-    return b"".join((_PRELUDE.pack(_MAGIC, SCHEMA_VERSION, _FRAME, len(packed)), packed, payload))
+    return b"".join((_PRELUDE.pack(MAGIC, SCHEMA_VERSION, _FRAME, len(packed)), packed, payload))
 
 
 def pack_end(end: StreamEnd) -> bytes:
     """One message that ends a session."""
     packed = _encoder.encode(end)
-    return _PRELUDE.pack(_MAGIC, SCHEMA_VERSION, _END, len(packed)) + packed
+    return _PRELUDE.pack(MAGIC, SCHEMA_VERSION, _END, len(packed)) + packed
 
 
 def unpack(message: bytes | memoryview) -> tuple[FrameHeader, memoryview] | StreamEnd:
@@ -69,8 +70,8 @@ def unpack(message: bytes | memoryview) -> tuple[FrameHeader, memoryview] | Stre
             f"a message of {len(view)} bytes is shorter than its prelude of {_PRELUDE.size}; not from a grabber"
         )
     magic, version, kind, length = _PRELUDE.unpack_from(view)
-    if magic != _MAGIC:
-        raise WireError(f"a message begins with {magic!r}, not {_MAGIC!r}; not from a grabber")
+    if magic != MAGIC:
+        raise WireError(f"a message begins with {magic!r}, not {MAGIC!r}; not from a grabber")
     if version != SCHEMA_VERSION:
         raise WireError(
             f"the sender speaks version {version}, this receiver {SCHEMA_VERSION}; install the same release on both"
