@@ -115,16 +115,21 @@ def test_closing_a_text_aborts_it_on_the_server(client: Client, servers: tuple[S
         line = next(line for line in told.splitlines() if line.startswith("vllm:num_requests_running"))
         return round(float(line.rpartition(" ")[2]))
 
-    async def left() -> None:
-        pieces = client.backend.generate(asked("Go on."), Call("left"), max_tokens=3000)
-        assert await anext(pieces)
-        assert await running() == 1
-        await pieces.aclose()  # type: ignore[attr-defined]
-        for _ in range(100):
-            if not await running():
+    async def until_running(wanted: int) -> None:
+        """The server counts after it sends: its count may come later than the first piece does."""
+        for _ in range(200):
+            if await running() == wanted:
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError("the server goes on writing for nobody")
+        raise AssertionError(f"the server never had {wanted} request(s) running")
+
+    async def left() -> None:
+        await until_running(0)
+        pieces = client.backend.generate(asked("Go on."), Call("left"), max_tokens=6000)
+        assert await anext(pieces)
+        await until_running(1)
+        await pieces.aclose()  # type: ignore[attr-defined]
+        await until_running(0)
 
     client.do(left())
 
