@@ -362,6 +362,10 @@ class PlannerConfig(BackendConfig):
     memory: Literal["labels_and_near", "near_only", "near_picture_only", "labels_only", "all_frames_with_labels"] = (
         Field(default="labels_and_near", description="What of the memory goes into the prompt.")
     )
+    knowledge: Literal["full", "short", "none"] = Field(
+        default="full",
+        description="How much of the pack is told first: full: knowledge.md; short: a line per action; none: their names.",
+    )
     max_frames: int = Field(default=4, ge=1, le=16, description="Pictures at most with memory=all_frames_with_labels.")
     max_pixels: int = Field(
         default=262_144, ge=3136, le=8_294_400, description="The near frame is reduced to at most so many pixels."

@@ -114,6 +114,17 @@ def test_forms_of_the_memory(memory: str, history: bool, current: bool, picture:
     assert ("Your earlier plans" in text) == history
 
 
+@pytest.mark.parametrize(("knowledge", "told"), [("short", True), ("none", False)])
+def test_little_knowledge_is_a_line_per_action_or_their_names_and_keeps_the_rules(knowledge: str, told: bool) -> None:
+    text = ranked(knowledge=knowledge)
+    assert len(text) < len(ranked()) / 3
+    assert "Critical view of safety" not in text
+    for spec in PACK.actions:
+        assert (f"- {spec.name}: {spec.description}\n" in text, f"- {spec.name}\n" in text) == (told, not told)
+    assert "«take it out»" in text and "never an instruction" in text and "never the one that is going on" in text
+    assert text.partition("Actions done so far")[2] == ranked().partition("Actions done so far")[2]
+
+
 def test_all_frames_come_with_their_labels_before_the_near_one() -> None:
     earlier = NearPicture(seq=2, pts_s=30.0, action="Tissue Retraction", width=1, height=1, rgb=b"xyz")
     text = ranked(msgspec.structs.replace(REQUEST, pictures=(earlier, SHOT)), memory="all_frames_with_labels")
@@ -143,8 +154,14 @@ def test_earlier_plans_are_bounded_and_can_be_turned_off() -> None:
 
 
 def test_the_digest_tells_forms_apart_and_is_stable() -> None:
-    digests = {factory(**settings).digest for settings in ({}, {"memory": "labels_only"}, {"form": "indirect"})}
-    assert len(digests) == 3
+    told_apart: list[dict[str, str]] = [
+        {},
+        {"memory": "labels_only"},
+        {"form": "indirect"},
+        {"knowledge": "short"},
+        {"knowledge": "none"},
+    ]
+    assert len({factory(**settings).digest for settings in told_apart}) == len(told_apart)
     assert factory().digest == factory().digest
 
 
