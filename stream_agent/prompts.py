@@ -108,6 +108,16 @@ class PromptFactory:
         self._systems: dict[str, Message] = {}
         self.digest = self._digest()
 
+    @property
+    def pack(self) -> ProcedurePack:
+        """The procedure that is asked about."""
+        return self._pack
+
+    @property
+    def config(self) -> PlannerConfig:
+        """The form of what is asked."""
+        return self._config
+
     # ------------------------------------------------------------------------------------------------ the three prompts
 
     def caption(self, picture: NearPicture) -> Prompt:
