@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -32,6 +32,9 @@ class Section(BaseModel):
     """Base of every section: immutable, unknown keys refused, so that a typing error is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def _pace(value: object) -> object:
@@ -615,15 +618,24 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Agen
     Raises:
         ConfigError: A file, key or value is wrong; the message names it and what is allowed.
     """
+    return load_tree(AgentConfig, path, overrides)
+
+
+def load_tree(kind: type[SectionT], path: Path | None, overrides: Sequence[str]) -> SectionT:
+    """As `load_config`, for another tree of sections (training has its own).
+
+    Raises:
+        ConfigError: A file, key or value is wrong; the message names it and what is allowed.
+    """
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read_yaml(path)
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, kind)
     try:
-        return AgentConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_complaints(error))) from error
+        raise ConfigError("\n".join(_complaints(error, kind))) from error
 
 
 def overridden(config: AgentConfig, overrides: Sequence[str]) -> AgentConfig:
@@ -634,11 +646,11 @@ def overridden(config: AgentConfig, overrides: Sequence[str]) -> AgentConfig:
     """
     tree = config.model_dump(mode="json")
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, AgentConfig)
     try:
         return AgentConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_complaints(error))) from error
+        raise ConfigError("\n".join(_complaints(error, AgentConfig))) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -658,7 +670,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, Any], override: str, kind: type[BaseModel]) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or len(parts) < 2 or not all(parts):
@@ -669,7 +681,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"'{override}': {part} is a value, not a section; see `run_agent.py config show`")
         node = child
-    node[parts[-1]] = _value(_annotation(parts), text)
+    node[parts[-1]] = _value(_annotation(parts, kind), text)
 
 
 def _value(annotation: object, text: str) -> object:
@@ -686,33 +698,36 @@ def _value(annotation: object, text: str) -> object:
     return text if wants_text and not none and text[0] not in "\"'" else value
 
 
-def _complaints(error: ValidationError) -> Iterable[str]:
+def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterable[str]:
+    ours = kind is AgentConfig
     for item in error.errors():
         location = ".".join(str(part) for part in item["loc"] if not isinstance(part, str) or "[" not in part)
         if item["type"] == "extra_forbidden":
-            yield f"{location} is not a known key; see `run_agent.py config schema` for those that are{_nearest(item['loc'])}"
+            where = "see `run_agent.py config schema` for those that are" if ours else "remove or correct it"
+            yield f"{location} is not a known key; {where}{_nearest(item['loc'], kind)}"
         elif item["type"] == "value_error":
             yield item["msg"].removeprefix("Value error, ")
         else:
             given = item.get("input")
             shown = "" if isinstance(given, dict) else f"={given}"
-            yield f"{location}{shown}: {item['msg']}; correct it (`run_agent.py config schema` lists types and ranges)"
+            where = " (`run_agent.py config schema` lists types and ranges)" if ours else ""
+            yield f"{location}{shown}: {item['msg']}; correct it{where}"
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _nearest(location: tuple[int | str, ...], kind: type[BaseModel]) -> str:
     """`; did you mean KEY?` when a sibling key is spelt much the same."""
     import difflib
 
-    section = _annotation(location[:-1])
+    section = _annotation(location[:-1], kind)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return ""
     close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _annotation(location: Iterable[int | str]) -> object:
-    """The type declared at `location`; None where nothing is."""
-    found: object = AgentConfig
+def _annotation(location: Iterable[int | str], kind: type[BaseModel]) -> object:
+    """The type declared at `location` of a tree; None where nothing is."""
+    found: object = kind
     for part in location:
         if isinstance(found, type) and issubclass(found, BaseModel):
             field = found.model_fields.get(str(part))
