@@ -1,4 +1,4 @@
-"""The command line of training: `train statistical`, `train recogniser`, `train signals`."""
+"""The command line of training: the models of a procedure pack, and the language model's adapters."""
 
 from __future__ import annotations
 
@@ -61,6 +61,22 @@ def signals(sap: Path, signals: Path, exclude: tuple[str, ...], out: Path) -> in
     from stream_agent.training import signals as trainer
 
     trainer.train(sap, signals, _folder(out), exclude=_names(exclude))
+    return 0
+
+
+@train.command()
+@click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_lora.yaml.")
+@click.option("--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def sft(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
+    """Fine-tune a language model with LoRA on training videos; killed, it goes on from its last checkpoint."""
+    from stream_agent.training.config import load_training
+
+    config = load_training(preset, settings)
+    _require("torch", "transformers", "trl", "peft", "datasets")
+    from stream_agent.training import sft as trainer
+
+    trainer.train(config, out, say=click.echo)
     return 0
 
 

@@ -85,7 +85,8 @@ class StoppingConfig(Section):
     """When it is enough: the best epoch by validation videos is kept."""
 
     watch: Literal["loss", "accuracy"] = Field(default="loss", description="accuracy: of the answer's tokens.")
-    patience: int = Field(default=5, ge=1, description="Epochs without a better one before the end.")
+    patience: int = Field(default=5, ge=1, description="Validations without a better one before the end.")
+    every_steps: int | None = Field(default=None, ge=1, description="Steps between validations; unset: each epoch.")
 
 
 class TrainingConfig(Section):

@@ -65,8 +65,8 @@ class Beginning:
 class CausalModel:
     """One model in one thread."""
 
-    def __init__(self, files: ModelFiles, *, device: str, dtype: str, threads: int) -> None:
-        """Load it.
+    def __init__(self, files: ModelFiles, *, device: str, dtype: str, threads: int, quantisation: Any = None) -> None:
+        """Load it; with `quantisation`, which training alone uses, as transformers' own settings of that name say.
 
         Raises:
             ConfigError: It is of no kind that is understood here.
@@ -74,6 +74,7 @@ class CausalModel:
         """
         import transformers
 
+        self.files = files
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
@@ -83,8 +84,12 @@ class CausalModel:
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         folder = str(files.directory)
         try:
-            self.model = kind.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **local)
-            self.model.eval().to(self.device)
+            how: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+            if quantisation is not None:
+                how |= {"quantization_config": quantisation, "device_map": {"": self.device}}
+            self.model = kind.from_pretrained(folder, **how, **local).eval()
+            if quantisation is None:
+                self.model.to(self.device)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
             self._image_processor = None
             if files.has_vision:  # not the whole processor, whose videos need torchvision
@@ -95,7 +100,8 @@ class CausalModel:
         text = self.model.config.get_text_config()
         # Windows and recurrent states cannot be cut at a token; such a model computes every prompt anew.
         self.keeps = all(kind == "full_attention" for kind in getattr(text, "layer_types", None) or ["full_attention"])
-        self._image_token = getattr(self.model.config, "image_token_id", None)
+        self.image_token = getattr(self.model.config, "image_token_id", None)
+        self.marks_pictures = "mm_token_type_ids" in inspect.signature(self.model.forward).parameters
         self._control = tuple(dict.fromkeys(map(str, self.tokenizer.all_special_tokens)))
         self.vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
         self.ends = _end_tokens(self.model, self.tokenizer)
@@ -114,7 +120,7 @@ class CausalModel:
         tokens = self.tokenizer.encode(rendered(prompt, self.tokenizer, self._control), add_special_tokens=False)
         if not pictures:
             return Encoded(tuple(tokens), tuple(tokens), ())
-        if self._image_processor is None or tokens.count(self._image_token) != len(pictures):
+        if self._image_processor is None or tokens.count(self.image_token) != len(pictures):
             raise BackendError(
                 "the model's template takes no pictures; set planner.memory=labels_only or use another model"
             )
@@ -122,7 +128,7 @@ class CausalModel:
         marks: list[Mark] = []
         following = iter(pictures)
         for token in tokens:
-            if token != self._image_token:
+            if token != self.image_token:
                 ids.append(token)
                 marks.append(token)
                 continue
@@ -132,7 +138,7 @@ class CausalModel:
             marks += [(picture.id, index) for index in range(count)]
         return Encoded(tuple(ids), tuple(marks), pictures)
 
-    def _pixels(self, picture: Picture) -> dict[str, torch.Tensor]:
+    def pixels(self, picture: Picture) -> dict[str, torch.Tensor]:
         """`pixel_values` and `image_grid_thw` of one picture, kept for the next prompts that show it."""
         key = (picture.id, str(picture.image.shape))
         if key not in self._features:
@@ -147,7 +153,7 @@ class CausalModel:
 
     def _feature_count(self, picture: Picture) -> int:
         merge = self.model.config.vision_config.spatial_merge_size
-        return int(self._pixels(picture)["image_grid_thw"].prod()) // int(merge) ** 2
+        return int(self.pixels(picture)["image_grid_thw"].prod()) // int(merge) ** 2
 
     # ------------------------------------------------------------------------------------------------ arithmetic
 
@@ -189,7 +195,7 @@ class CausalModel:
     def _forward(self, ids: Sequence[int], prompt: Encoded, start: int, cache: Any) -> torch.Tensor:
         """Compute the tokens of `prompt` from `start` on; logits behind the last, (1, V)."""
         given: dict[str, Any] = {}
-        pixels = [self._pixels(picture) for picture in _pictures_within(prompt, start, start + len(ids))]
+        pixels = [self.pixels(picture) for picture in _pictures_within(prompt, start, start + len(ids))]
         if pixels:
             given["pixel_values"] = torch.cat([one["pixel_values"] for one in pixels])
             given["image_grid_thw"] = torch.cat([one["image_grid_thw"] for one in pixels])
@@ -233,16 +239,16 @@ class CausalModel:
 
     def _positions(self, prompt: Encoded, start: int, stop: int) -> torch.Tensor:
         """Rotary positions of tokens start to stop: (1, L), or (3, 1, L) for a model that sees."""
-        if self._image_token is None:
+        if self.image_token is None:
             return torch.arange(start, stop, device=self.device)[None]
         if not prompt.pictures:
             return torch.arange(start, stop, device=self.device).expand(3, 1, -1)
         ids = torch.tensor([prompt.ids], device=self.device)
-        grids = torch.cat([self._pixels(picture)["image_grid_thw"] for picture in prompt.pictures])
+        grids = torch.cat([self.pixels(picture)["image_grid_thw"] for picture in prompt.pictures])
         find = self.model.model.get_rope_index
         given: dict[str, Any] = {"image_grid_thw": grids}
         if "mm_token_type_ids" in inspect.signature(find).parameters:
-            given["mm_token_type_ids"] = (ids == self._image_token).int()
+            given["mm_token_type_ids"] = (ids == self.image_token).int()
         whole, _ = find(ids, **given)
         if stop > whole.shape[-1]:  # what is written goes on from the largest position
             more = torch.arange(1, stop - whole.shape[-1] + 1, device=self.device) + whole.max()

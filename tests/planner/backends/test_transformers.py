@@ -95,7 +95,7 @@ def test_prompts_are_encoded_as_the_model_s_own_processor_does(family: Family, t
     wanted = processor(text=[text], images=[picture().image], return_tensors="pt")
     encoded = model.encode(prompt)
     assert list(encoded.ids) == wanted["input_ids"][0].tolist()
-    torch.testing.assert_close(model._pixels(picture())["pixel_values"], wanted["pixel_values"], atol=1e-2, rtol=0)
+    torch.testing.assert_close(model.pixels(picture())["pixel_values"], wanted["pixel_values"], atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("family", SEEING)
@@ -114,7 +114,7 @@ def test_shared_beginnings_give_what_the_plain_forward_gives(family: Family, tin
             text = processor.apply_chat_template(chat_turns(prompt), tokenize=False, add_generation_prompt=True)
             given = processor(text=[text], images=[picture().image], return_tensors="pt")
             if "mm_token_type_ids" not in given:
-                given["mm_token_type_ids"] = (given["input_ids"] == model._image_token).int()
+                given["mm_token_type_ids"] = (given["input_ids"] == model.image_token).int()
             with torch.inference_mode():
                 wanted = model.model(**given).logits[0, -1]
             torch.testing.assert_close(row, wanted, atol=2e-4, rtol=1e-4)
@@ -165,8 +165,8 @@ def test_what_is_written_is_what_the_model_s_own_generate_writes(family: Family,
             encoded = model.encode(prompt)
             given: dict[str, Any] = {"input_ids": torch.tensor([encoded.ids])}
             if encoded.pictures:
-                given |= model._pixels(encoded.pictures[0])
-                given["mm_token_type_ids"] = (given["input_ids"] == model._image_token).int()
+                given |= model.pixels(encoded.pictures[0])
+                given["mm_token_type_ids"] = (given["input_ids"] == model.image_token).int()
             given["attention_mask"] = torch.ones_like(given["input_ids"])
             ids = model.model.generate(**given, do_sample=False, max_new_tokens=12)[0, len(encoded.ids) :]
             assert text == model.tokenizer.decode(ids, skip_special_tokens=True).removesuffix("\ufffd") or text
@@ -278,7 +278,7 @@ def test_a_step_that_never_comes_back_loses_the_engine(tiny: Tiny) -> None:
 def test_a_prompt_too_long_and_a_picture_for_a_blind_model_are_errors(tiny: Tiny) -> None:
     async def scene() -> None:
         async with started(tiny("qwen2"), context_tokens=512) as backend:
-            with pytest.raises(BackendError, match="context_tokens"):
+            with pytest.raises(BackendError, match="context_tokens") as caught:
                 await score(backend, prompts("Next? " * 400))
             with pytest.raises(BackendError, match="no pictures"):
                 await score(backend, prompts("Next?", shown=picture()))

@@ -1,0 +1,256 @@
+"""LoRA adapters of the agent's own backends: a base model to train, what is trained of it, and what is saved.
+
+The base is loaded and prompts are encoded by the `transformers` backend's own code (`causal.py`), so that what is trained is, token
+by token, what the lanes ask at run time. What is saved is a folder that every backend takes by `planner.adapters={name: DIR}`:
+
+    adapter_model.safetensors · adapter_config.json    peft's own format; no pickle
+    training.yaml · record.json · README.md            resolved configuration, figures and hashes, model card
+    manifest.sha256                                    sums of them all
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+
+from stream_agent.errors import BackendError, ConfigError
+from stream_agent.planner.backends.causal import CausalModel
+from stream_agent.planner.model_files import MANIFEST, go_offline, verified
+from stream_agent.training.config import LoraConfig, TrainingConfig
+from stream_agent.training.data import Example
+
+IGNORED: Final = -100
+"""Label of a token that is not learned."""
+
+_PART: Final = ".part"
+
+
+def load_base(config: TrainingConfig) -> CausalModel:
+    """The base model, its files checked as the backend does.
+
+    Raises:
+        ConfigError: The directory is no model that may be loaded, or QLoRA is wanted where it cannot be.
+    """
+    go_offline()
+    planner = config.planner
+    assert planner.model is not None
+    files = verified(planner.model, digest=planner.digest)
+    quantisation = _four_bits(planner.device) if config.lora.quantised else None
+    try:
+        model = CausalModel(
+            files,
+            device=planner.device,
+            dtype=planner.dtype,
+            threads=planner.threads,
+            quantisation=quantisation,
+        )
+    except BackendError as error:
+        raise ConfigError(f"planner.model={planner.model} does not load: {error}") from error
+    return model
+
+
+def with_adapter(base: CausalModel, config: LoraConfig) -> Any:
+    """The base model with a new adapter, or with the one that `start_from` names, ready to be trained.
+
+    Raises:
+        ConfigError: The model has fewer layers than are to be adapted, or `start_from` is no adapter of it.
+    """
+    import peft
+
+    if config.start_from is not None:
+        adapter_files(config.start_from)
+        try:
+            return peft.PeftModel.from_pretrained(
+                base.model, str(config.start_from), is_trainable=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            first = (str(error).splitlines() or [""])[0][:200]
+            raise ConfigError(
+                f"lora.start_from={config.start_from} is no adapter of this model ({first}); name one trained on it"
+            ) from error
+    text = base.model.config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    last = config.last_layers
+    if last is not None and last > layers:
+        raise ConfigError(f"lora.last_layers={last} is more than the model's {layers}; lower it or unset it")
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=_language_linears(base.model, first_layer=0 if last is None else layers - last),
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(base.model, settings)
+
+
+def adapter_files(folder: Path) -> None:
+    """Make sure that the folder holds an adapter that may be loaded.
+
+    Raises:
+        ConfigError: It holds none, or something that could run code.
+    """
+    if not (folder / "adapter_model.safetensors").is_file() or not (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"{folder} holds no adapter_model.safetensors with adapter_config.json; name a saved adapter")
+    pickled = [path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    if pickled:
+        raise ConfigError(f"{folder}/{pickled[0]} may hold a pickle, which runs code when it is read; delete it")
+
+
+def save_adapter(
+    model: Any, folder: Path, *, config: TrainingConfig, record: Mapping[str, Any], card: str, base: CausalModel
+) -> str:
+    """Write the adapter with its configuration, record, card and sums, whole or not at all; twelve digits of its digest.
+
+    Raises:
+        ConfigError: The folder holds something already.
+    """
+    require_free(folder)
+    unfinished = folder.with_name(folder.name + _PART)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
+    _name_the_base(unfinished / "adapter_config.json", base.model.config)
+    (unfinished / "training.yaml").write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    (unfinished / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(unfinished.iterdir())]
+    (unfinished / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    unfinished.replace(folder)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
+
+def require_free(folder: Path) -> None:
+    """Make sure that an adapter may be written to the folder.
+
+    Raises:
+        ConfigError: It holds something already, or is a file.
+    """
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise ConfigError(f"--out {folder} holds something already; name another folder, or remove it")
+
+
+class Batches:
+    """Examples as tensors: the prompt as the backend encodes it, the answer and the end of the turn behind it."""
+
+    def __init__(self, base: CausalModel, taught: Sequence[Example], *, longest: int) -> None:
+        """Encode them once.
+
+        Raises:
+            ConfigError: One is longer than `longest` tokens, or shows a picture to a model without eyes.
+        """
+        self._base = base
+        self._rows = [self._row(example, longest) for example in taught]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def rows(self) -> list[dict[str, list[int] | int]]:
+        """`input_ids` and `labels` per example, and its `number`, under which its pictures are found."""
+        return [
+            {"input_ids": ids, "labels": labels, "number": number} for number, (ids, labels, _) in enumerate(self._rows)
+        ]
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Padded on the right: (B, L) each; pixels of all pictures behind each other."""
+        width = max(len(feature["input_ids"]) for feature in features)
+        tokenizer = self._base.tokenizer
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._base.ends[0]
+
+        def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+            return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+
+        ids = padded([feature["input_ids"] for feature in features], padding)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": padded([[1] * len(feature["input_ids"]) for feature in features], 0),
+            "labels": padded([feature["labels"] for feature in features], IGNORED),
+        }
+        pictures = [picture for feature in features for picture in self._rows[int(feature["number"])][2]]
+        if pictures:
+            pixels = [self._base.pixels(picture) for picture in pictures]
+            for name in ("pixel_values", "image_grid_thw"):
+                batch[name] = torch.cat([one[name].cpu() for one in pixels])
+            if self._base.marks_pictures:
+                batch["mm_token_type_ids"] = (ids == self._base.image_token).int()
+        return batch
+
+    def _row(self, example: Example, longest: int) -> tuple[list[int], list[int], tuple[Any, ...]]:
+        base = self._base
+        try:
+            encoded = base.encode(example.prompt)
+        except BackendError as error:
+            raise ConfigError(f"{example.video} clip {example.index}: {error}") from error
+        # The token that ends a turn is the tokenizer's own; others only stop a model that missed it.
+        end = base.tokenizer.eos_token_id if base.tokenizer.eos_token_id in base.ends else base.ends[0]
+        answer = [*base.tokenizer.encode(example.answer, add_special_tokens=False), end]
+        if len(encoded.ids) + len(answer) > longest:
+            raise ConfigError(
+                f"{example.video} clip {example.index} ({example.task}) has {len(encoded.ids) + len(answer)} tokens, "
+                f"planner.context_tokens={longest} is less; raise it or choose planner.knowledge=short"
+            )
+        return [*encoded.ids, *answer], [*[IGNORED] * len(encoded.ids), *answer], encoded.pictures
+
+
+def _language_linears(model: Any, *, first_layer: int) -> list[str]:
+    """Full names of the linear layers of the language part's blocks, from a layer on: eyes and output layer stay as they are.
+
+    An adapter on the eyes would not be loaded by vLLM's LoRA, and one on the output layer is nothing that TRL trains.
+    """
+    found = []
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if not isinstance(module, torch.nn.Linear) or "layers" not in parts or {"visual", "vision_tower"} & set(parts):
+            continue
+        number = parts[parts.index("layers") + 1]
+        if number.isdecimal() and int(number) >= first_layer:
+            found.append(name)
+    if not found:
+        raise ConfigError("the model has no linear layers under `layers`; it cannot be adapted here")
+    return found
+
+
+def _name_the_base(path: Path, base: Any) -> None:
+    """Sort what peft keeps as sets, so that the same training gives the same bytes, and name the model without our path."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = Path(str(getattr(base, "_name_or_path", ""))).name
+    if isinstance(settings.get("target_modules"), list):
+        settings["target_modules"].sort()
+    path.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _four_bits(device: str) -> Any:
+    """Settings of a 4-bit base (Dettmers et al., arXiv:2305.14314: NF4, double quantisation, bfloat16 arithmetic).
+
+    Raises:
+        ConfigError: There is no CUDA GPU, or bitsandbytes is not installed.
+    """
+    import importlib.util
+
+    if device == "cpu" or not torch.cuda.is_available():
+        raise ConfigError(
+            "lora.quantised=true needs a CUDA GPU, and none is used here; set lora.quantised=false for LoRA on the whole weights"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "lora.quantised=true needs bitsandbytes; pip install bitsandbytes, or set lora.quantised=false"
+        )
+    import transformers
+
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
