@@ -71,10 +71,12 @@ class BackendError(StreamAgentError):
 
     Attributes:
         lost: Whether the engine is gone for good, so that only a new process helps.
+        too_long: Whether the prompt does not fit the model: the engine is well, and a new process would not help.
     """
 
     exit_code = 6
 
-    def __init__(self, message: str, *, lost: bool = False) -> None:
+    def __init__(self, message: str, *, lost: bool = False, too_long: bool = False) -> None:
         super().__init__(message)
         self.lost = lost
+        self.too_long = too_long

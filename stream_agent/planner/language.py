@@ -48,6 +48,7 @@ RANK, CAPTION, CHAIN, RATIONALE = range(4)
 
 _CHAINS: Final = 256
 _CAPTION_SHARE: Final = 0.5
+_COUNTED_CLIPS: Final = 16
 
 Chain = tuple[tuple[str, float], ...]
 
@@ -92,7 +93,7 @@ class LanguagePlanner:
         """Start the backends; what a person may want to know of them, one line each.
 
         Raises:
-            ConfigError: A model cannot do what is configured.
+            ConfigError: A model cannot do what is configured, or a prompt does not fit it.
             BackendError: An engine failed to start.
         """
         able = await self._backend.start()
@@ -115,8 +116,9 @@ class LanguagePlanner:
             prompt=self._factory.digest,
             knowledge=self._pack.knowledge_digest,
         )
+        room = self._room(able)
         await self._warm_up()
-        return [*told, self._fitted()]
+        return [*told, self._fitted(), *room]
 
     def _fitted(self) -> str:
         config = self._config
@@ -124,6 +126,43 @@ class LanguagePlanner:
         if config.fusion.enabled:
             parts.append(f"fusion weight {config.fusion.model:g} ({config.fusion.fitted_on or 'not fitted'})")
         return f"planner: prompt {self._factory.digest}, {', '.join(parts)}"
+
+    def _room(self, able: Capabilities) -> list[str]:
+        """How long a history fits the model, where its tokens can be counted here; pictures and captions take theirs off it.
+
+        Raises:
+            ConfigError: None does.
+        """
+        empty, some = (self._counted(clips) for clips in (0, _COUNTED_CLIPS))
+        if empty is None or some is None:
+            return []
+        answer = self._config.rationale_tokens if self._config.rationale else 1
+        left = able.context_tokens - empty - answer
+        if left <= 0:
+            raise ConfigError(
+                f"planner.context_tokens={able.context_tokens} is less than the {empty} tokens of a prompt without history and "
+                f"{answer} of its answer; raise it or set planner.knowledge=short"
+            )
+        clips = left * _COUNTED_CLIPS // max(1, some - empty)
+        return [
+            f"planner: a prompt takes {empty} of {able.context_tokens} tokens, and each clip more; about {clips} fit"
+        ]
+
+    def _counted(self, clips: int) -> int | None:
+        """About the tokens of a prompt that tells of so many clips; None where the backend cannot tell."""
+        action = max(self._actions, key=len)
+        closed = tuple(Clip(action, 60.0 * at, 60.0 * at + 60.0, 1.0) for at in range(clips))
+        memory = Memory(stream_id="", session_id="", case_id="", now_pts_s=60.0 * clips, clips=closed, current=action)
+        request = PlanRequest(request_id=0, memory=memory, deadline_ns=0)
+        choices = choices_of(self._actions, action)
+        prompt = (
+            self._factory.rationale(request, choices)
+            if self._config.rationale
+            else self._factory.ranking(request, [choices])[0]
+        )
+        text = "".join(part for message in prompt.messages for part in message.parts if isinstance(part, str))
+        tokens = self._backend.tokens(text)
+        return None if tokens is None else len(tokens)
 
     async def close(self) -> None:
         """Stop captions and engines."""
@@ -273,10 +312,19 @@ class LanguagePlanner:
         )
 
     async def _warm_up(self) -> None:
-        """One ranking for nobody, so that the first plan of a case is not the slowest; it proves the engine answers."""
+        """One ranking for nobody, so that the first plan of a case is not the slowest; it proves the engine answers.
+
+        Raises:
+            ConfigError: Not even a prompt without history fits the model; no new process would mend that.
+        """
         memory = Memory(stream_id="", session_id="", case_id="", now_pts_s=0.0, current=self._actions[0])
         request = PlanRequest(request_id=0, memory=memory, deadline_ns=0)
-        await self._rank.rank([request], self._call(request, RANK))
+        try:
+            await self._rank.rank([request], self._call(request, RANK))
+        except BackendError as error:
+            if error.too_long:
+                raise ConfigError(str(error)) from error
+            raise
 
 
 def imagined(memory: Memory, action: str) -> Memory:

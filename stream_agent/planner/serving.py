@@ -145,6 +145,8 @@ class Serving:
             self._start(stream, waiting)
 
     def _count_failure(self, error: StreamAgentError) -> None:
+        if isinstance(error, BackendError) and error.too_long:
+            return  # the engine is well, and a new one would find the prompt as long
         self._failures += 1
         if isinstance(error, BackendError) and error.lost:
             self._end(error)

@@ -64,6 +64,36 @@ def test_a_wavering_statistical_planner_is_tipped_and_a_sure_one_is_not() -> Non
     assert sure.ranked[0].action == DISSECTION
 
 
+@pytest.mark.parametrize(("tokens", "rationale"), [(1800, True), (1400, False)])
+def test_a_context_that_no_prompt_fits_is_refused_at_the_start(tokens: int, rationale: bool) -> None:
+    made, _ = planner(context_tokens=tokens, rationale=rationale)
+    with pytest.raises(ConfigError, match=rf"planner.context_tokens={tokens} is less .* planner.knowledge=short"):
+        asyncio.run(made.start())
+
+
+def test_the_start_tells_how_long_a_history_fits() -> None:
+    def room(**settings: Any) -> str:
+        made, _ = planner(**settings)
+        return asyncio.run(made.start())[-1]
+
+    told = room(context_tokens=4096)
+    assert "tokens, and each clip more; about" in told
+    assert int(told.split()[-2]) < int(room(context_tokens=4096, knowledge="none").split()[-2])
+
+
+def test_a_server_that_refuses_the_shortest_prompt_is_no_reason_to_start_anew() -> None:
+    """Where tokens cannot be counted here the first ranking finds out; a restart would find the same."""
+    made, backend = planner(context_tokens=300)
+    backend.tokens = lambda text: None  # type: ignore[method-assign]
+
+    async def refuse(*asked: object) -> Any:
+        raise BackendError("the prompt is too long", too_long=True)
+
+    backend.score = refuse  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="too long"):
+        asyncio.run(made.start())
+
+
 def test_what_a_worker_cannot_talk_the_agent_into() -> None:
     request, plan = ask(), planned(rehearsed_scores=[SURE])
     fusion = config().fusion

@@ -157,6 +157,26 @@ def test_an_engine_that_only_fails_is_started_anew() -> None:
     play(scene, rehearsed_scores=[{"behaviour": "oom"}])
 
 
+def test_a_history_too_long_for_the_model_costs_its_plans_and_never_the_worker() -> None:
+    """It used to count as an engine that only fails: ten such prompts started the worker anew, again and again."""
+    long = ask(1).memory
+    long = msgspec.structs.replace(long, clips=long.clips * 800)
+
+    async def scene(it: Scene) -> None:
+        await it.planner.start()
+        for number in range(1, FAILURES_IN_A_ROW + 2):
+            it.serving.take(msgspec.structs.replace(ask(number), memory=long))
+            await it.until_there_are(number, it.failures)
+        assert not it.lost.done()
+        it.serving.take(ask(99))
+        await it.until(it.plans)
+
+    scene_played = play(scene)
+    assert scene_played.plans()[0].request_id == 99
+    [reason] = {reason for _, reason in scene_played.failures()}
+    assert "planner.context_tokens=4096" in reason and "memory.max_clips" in reason
+
+
 def test_an_engine_that_dies_while_it_explains_ends_the_worker_too() -> None:
     async def scene(it: Scene) -> None:
         it.serving.take(ask(1))

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from stream_agent.errors import BackendError, ConfigError
 from stream_agent.planner.backends.chat import inert, texts_joined
-from stream_agent.planner.backends.protocol import Call, Picture, Prompt
+from stream_agent.planner.backends.protocol import TOO_LONG, TOO_LONG_REMEDY, Call, Picture, Prompt
 from stream_agent.planner.backends.together import together
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
@@ -53,8 +53,8 @@ class ServerError(BackendError):
         unwell: Whether the server should not be asked again before it proved itself.
     """
 
-    def __init__(self, message: str, *, again: bool, unwell: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, again: bool, unwell: bool = False, too_long: bool = False) -> None:
+        super().__init__(message, too_long=too_long)
         self.again = again
         self.unwell = unwell
 
@@ -443,6 +443,10 @@ class Endpoint:
             raise ServerError(f"{self.url} redirects, which is not followed; name the address itself", again=False)
         if status in (401, 403):
             raise ServerError(f"{said}; set planner.api_key_env to the variable that holds its key", again=False)
+        if status == 400 and TOO_LONG.search(content.decode(errors="replace")):
+            raise ServerError(
+                f"the prompt is too long for {self.url}: {said}; {TOO_LONG_REMEDY}", again=False, too_long=True
+            )
         raise ServerError(said, again=status in (408, 409, 425, 429) or status >= 500, unwell=status in (502, 503, 504))
 
     def _failure(self, error: Exception) -> ServerError:

@@ -10,9 +10,10 @@ cancelled, which frees what it held in the engine.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,12 @@ Image: TypeAlias = NDArray[np.uint8]
 """(H, W, 3) RGB, upright."""
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+
+TOO_LONG: Final = re.compile(r"maximum (context|model) length|context_length_exceeded", re.IGNORECASE)
+"""How vLLM and OpenAI servers say that a prompt does not fit the model."""
+
+TOO_LONG_REMEDY: Final = "raise planner.context_tokens, lower memory.max_clips or set planner.knowledge=short"
+"""What helps then."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +146,8 @@ class Backend(Protocol):
         candidates. A candidate that the engine does not report is `-inf`, never a guess.
 
         Raises:
-            BackendError: The engine failed, ran out of memory, or gave what is not a number; `lost` if the engine is dead.
+            BackendError: The engine failed, ran out of memory, or gave what is not a number; `lost` if the engine is dead,
+                `too_long` if a prompt does not fit it.
             asyncio.CancelledError: The call was cancelled; the engine holds nothing of it any more.
         """
         ...

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from stream_agent.config import BackendConfig, RehearsedScore, RehearsedText
 from stream_agent.errors import BackendError
-from stream_agent.planner.backends.protocol import Call, Capabilities, Prompt, Usage
+from stream_agent.planner.backends.protocol import TOO_LONG_REMEDY, Call, Capabilities, Prompt, Usage
 
 _CHOICE: Final = re.compile(r"^(\S): (.+)$", re.MULTILINE)
 _PIECE: Final = 12
+_TOKEN: Final = 4
 
 
 class RehearsedBackend:
@@ -48,8 +49,8 @@ class RehearsedBackend:
         return Capabilities("rehearsed", digest, pictures=True, context_tokens=self._config.context_tokens)
 
     def tokens(self, text: str) -> tuple[int, ...] | None:
-        """One per character."""
-        return tuple(map(ord, text))
+        """One per four characters, which is about what real tokenizers make of English."""
+        return tuple(int.from_bytes(text[at : at + _TOKEN].encode()) for at in range(0, len(text), _TOKEN))
 
     async def score(
         self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]], call: Call
@@ -64,7 +65,7 @@ class RehearsedBackend:
         await _behave(step.behaviour, step.delay_s)
         rows = []
         for prompt, codes in zip(prompts, candidates, strict=True):
-            context, question = _split(prompt)
+            context, question = self._checked(prompt)
             named = dict(_CHOICE.findall(question))
             row = np.array([self._belief(step, context, named.get(code, code)) for code in codes])
             row += step.position_bias * np.linspace(1, 0, len(codes))
@@ -86,6 +87,7 @@ class RehearsedBackend:
         """
         step = next(self._texts)
         self._book("generate", call, (prompt,))
+        self._checked(prompt)
         await _behave(step.behaviour, step.delay_s)
         text = step.text if step.text is not None else self._words(prompt, schema)
         if step.behaviour == "wrong_schema":
@@ -100,11 +102,23 @@ class RehearsedBackend:
             await asyncio.sleep(step.piece_s)
 
     def usage(self) -> Usage:
-        """Counters; a token is a character, and what an earlier prompt of the same salt began with counts as cached."""
+        """Counters; here a token is a character, and what an earlier prompt of the same salt began with counts as cached."""
         return self._usage
 
     async def close(self) -> None:
         """Nothing to let go of."""
+
+    def _checked(self, prompt: Prompt) -> tuple[str, str]:
+        """Context and question of a prompt that fits `context_tokens`."""
+        context, question = _split(prompt)
+        length = len(self.tokens(context + question) or ())
+        if length >= self._config.context_tokens:
+            raise BackendError(
+                f"the prompt has {length} tokens, planner.context_tokens={self._config.context_tokens} is not more; "
+                + TOO_LONG_REMEDY,
+                too_long=True,
+            )
+        return context, question
 
     def _belief(self, step: RehearsedScore, context: str, action: str) -> float:
         if action in step.beliefs:

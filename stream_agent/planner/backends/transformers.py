@@ -26,7 +26,7 @@ from stream_agent.errors import BackendError, ConfigError
 from stream_agent.planner.backends.causal import CausalModel, Encoded, log_probabilities
 from stream_agent.planner.backends.deadline import ExpiredError, until
 from stream_agent.planner.backends.proof import prove
-from stream_agent.planner.backends.protocol import Call, Capabilities, Prompt, Usage
+from stream_agent.planner.backends.protocol import TOO_LONG_REMEDY, Call, Capabilities, Prompt, Usage
 from stream_agent.planner.model_files import ModelFiles, go_offline, verified
 
 ResultT = TypeVar("ResultT")
@@ -150,7 +150,8 @@ class TransformersBackend:
         if len(encoded.ids) >= self._config.context_tokens:
             raise BackendError(
                 f"the prompt has {len(encoded.ids)} tokens, planner.context_tokens={self._config.context_tokens} is not more; "
-                "raise it or lower memory.max_clips"
+                + TOO_LONG_REMEDY,
+                too_long=True,
             )
         return encoded
 

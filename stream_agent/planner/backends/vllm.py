@@ -24,7 +24,16 @@ from stream_agent.errors import BackendError, ConfigError
 from stream_agent.planner.backends.chat import pictures_of, rendered
 from stream_agent.planner.backends.deadline import ExpiredError, until
 from stream_agent.planner.backends.proof import prove
-from stream_agent.planner.backends.protocol import Call, Capabilities, Message, Picture, Prompt, Usage
+from stream_agent.planner.backends.protocol import (
+    TOO_LONG,
+    TOO_LONG_REMEDY,
+    Call,
+    Capabilities,
+    Message,
+    Picture,
+    Prompt,
+    Usage,
+)
 from stream_agent.planner.backends.together import together
 from stream_agent.planner.model_files import ModelFiles, go_offline, verified
 
@@ -287,6 +296,10 @@ class VllmBackend:
         except BackendError:
             raise
         except Exception as error:  # refused prompts and failed steps come as many types
+            if TOO_LONG.search(str(error)):
+                raise BackendError(
+                    f"the prompt is too long: {_brief(error)}; {TOO_LONG_REMEDY}", too_long=True
+                ) from error
             raise BackendError(f"vLLM failed: {_brief(error)}") from error
         finally:
             if outputs is not None:

@@ -130,6 +130,9 @@ class FakeServer:
             while True:
                 writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                 await writer.drain()
+        if "too_long" in modes:
+            said = f"This model's maximum context length is {self.context} tokens. However, you requested 9999 tokens."
+            return await self._send(writer, 400, {"error": {"message": said}})
         if "stall" in modes:
             await asyncio.sleep(3600)
         if not re.fullmatch(r"[^@/\\\0]{1,128}", asked.get("cache_salt", "x")):

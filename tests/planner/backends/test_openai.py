@@ -221,6 +221,17 @@ async def test_a_candidate_of_several_tokens_is_refused_not_approximated() -> No
 
 
 @asynchronous
+async def test_a_prompt_too_long_for_the_server_is_told_apart_from_a_server_that_fails() -> None:
+    async with FakeServer() as server, started(server) as (backend, _):
+        server.modes.add("too_long")
+        with pytest.raises(BackendError, match=r"too long .* planner.knowledge=short") as caught:
+            await backend.score([ASK], [CODES], call("long"))
+        assert caught.value.too_long and not caught.value.lost
+        server.modes.clear()
+        assert np.isfinite(await backend.score([ASK], [CODES], call("short"))).all()
+
+
+@asynchronous
 async def test_what_is_not_reported_is_minus_infinity() -> None:
     async with FakeServer(modes={"no_tokenize"}) as server, started(server) as (backend, _):
         scores = await backend.score([ASK], [("A", "Z")], call("beyond"))

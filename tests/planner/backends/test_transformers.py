@@ -280,6 +280,7 @@ def test_a_prompt_too_long_and_a_picture_for_a_blind_model_are_errors(tiny: Tiny
         async with started(tiny("qwen2"), context_tokens=512) as backend:
             with pytest.raises(BackendError, match="context_tokens") as caught:
                 await score(backend, prompts("Next? " * 400))
+            assert caught.value.too_long
             with pytest.raises(BackendError, match="no pictures"):
                 await score(backend, prompts("Next?", shown=picture()))
 
