@@ -72,7 +72,7 @@ class StatisticalPlanner:
             return abstention(msgspec.structs.replace(asked, hashes=self._hashes), "no frame has arrived yet")
         facts = self._pack.facts(memory)
         context = self._model.context(memory.labels, complete=not memory.folded)
-        ranked = self._ranked(memory, context)
+        probabilities, ranked = self._ranked(memory, context)
         if ranked[0].probability < self._abstain_below:
             unsure = f"no action is likely enough: {ranked[0].probability:.2f} is below {self._abstain_below:g}"
             return abstention(msgspec.structs.replace(asked, hashes=self._hashes), unsure)
@@ -80,6 +80,7 @@ class StatisticalPlanner:
         return msgspec.structs.replace(
             asked,
             ranked=ranked,
+            distribution=tuple(probabilities.get(action, 0.0) for action in self._pack.action_names),
             progress=self._progress(facts),
             safety=self._safety(memory, facts, ranked),
             expected_onset_s=onset_s,
@@ -88,10 +89,11 @@ class StatisticalPlanner:
             hashes=self._hashes,
         )
 
-    def _ranked(self, memory: Memory, context: tuple[str, ...]) -> tuple[RankedAction, ...]:
+    def _ranked(self, memory: Memory, context: tuple[str, ...]) -> tuple[Mapping[str, float], tuple[RankedAction, ...]]:
+        """The probability of every action that may come next, and the likeliest three with their evidence."""
         counted = self._model.after(context)
         if self._ensemble is None:
-            return tuple(
+            return counted, tuple(
                 RankedAction(action, counted[action], self._counts_cited(context, action)) for action in _best(counted)
             )
         head, features = self._ensemble.head(memory)
@@ -101,7 +103,7 @@ class StatisticalPlanner:
             cited = self._ensemble.reasons(head, features, action, most=CITED)
             text = "; ".join([self._counts_cited(context, action), *cited])
             ranked.append(RankedAction(action, probabilities[action], text))
-        return tuple(ranked)
+        return probabilities, tuple(ranked)
 
     def _counts_cited(self, context: tuple[str, ...], action: str) -> str:
         return _remembered(self._rationales, (context, action), lambda: self._rationale(context, action))

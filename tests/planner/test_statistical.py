@@ -64,6 +64,11 @@ def assert_sound(plan: Plan, pack_name: str) -> None:
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) <= 1 + 1e-9
     assert all(entry.rationale for entry in plan.ranked)
+    told = dict(zip(PACKS[pack_name].action_names, plan.distribution, strict=True))
+    assert sum(plan.distribution) == pytest.approx(1)
+    assert [told[name] for name in names] == probabilities
+    assert told.get(plan.current_action or "", 0.0) == 0
+    assert max(told.values()) == probabilities[0]
     previous = plan.current_action
     for step in plan.chain:
         assert step.action != previous
