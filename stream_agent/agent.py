@@ -31,6 +31,7 @@ from stream_agent.errors import ConfigError, StreamAgentError, WireError, Worker
 from stream_agent.grabber import grab_job, scene_timeline
 from stream_agent.journal import Journal
 from stream_agent.messages import ClipEvent, FrameHeader, Health, NearPicture, Notice, Plan
+from stream_agent.models.in_use import pack_in_use, planner_in_use
 from stream_agent.perception.gate import Gate
 from stream_agent.perception.perceive import Perception, build_recogniser
 from stream_agent.perception.protocol import Thumbnail
@@ -39,7 +40,7 @@ from stream_agent.perception.ticks import Ticks
 from stream_agent.planner.desk import WorkerDesk
 from stream_agent.planner.link import WorkerLink
 from stream_agent.planner.near_picture import near_picture
-from stream_agent.procedure import ProcedurePack, load_pack
+from stream_agent.procedure import ProcedurePack
 from stream_agent.runtime import RuntimeDirectory
 from stream_agent.scheduler import Scheduler
 from stream_agent.sinks.console_process import ConsoleProcess
@@ -100,7 +101,7 @@ class Agent:
 
             resources.callback(PrometheusEndpoint(self.telemetry, config.telemetry.prometheus).close)
 
-        self.pack: ProcedurePack = load_pack(config.procedure.pack)
+        self.pack: ProcedurePack = pack_in_use(config.models, config.procedure)
         perception = Perception(
             Gate(config.gate),
             build_recogniser(config.recogniser, self.pack, config.watched, scene_timeline(config.source, self.pack)),
@@ -522,7 +523,7 @@ class Agent:
     def _open_desk(
         self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory, resources: ExitStack
     ) -> WorkerDesk | None:
-        config = self._config.planner
+        config = planner_in_use(self._config.models, self._config.planner, self.pack.name)
         if config.kind == "none":
             return None
         link, scheduler = self._link_and_scheduler(context, runtime)

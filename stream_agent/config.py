@@ -19,6 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from stream_agent.errors import ConfigError
 
+PROMOTED = "promoted"
+"""`planner.adapter=promoted` means the one that the registry has in use."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -222,6 +225,22 @@ class ProcedureConfig(Section):
     goal: str | None = Field(default=None, description="Free text that replaces the pack's goal.")
 
 
+class ModelsConfig(Section):
+    """Which promoted models a run takes (`models promote`)."""
+
+    registry: Path | None = Field(
+        default=None,
+        description="Folder of promoted models: its statistical model in use replaces the pack's own; for its adapter set "
+        "planner.adapter=promoted.",
+    )
+    statistical: int | None = Field(
+        default=None, ge=0, description="This version instead of the one in use; 0 is the pack's own."
+    )
+    adapter: int | None = Field(
+        default=None, ge=0, description="This version instead of the one in use; 0 is the base model alone."
+    )
+
+
 class ScriptedStep(Section):
     """One behaviour of the scripted planner."""
 
@@ -307,7 +326,10 @@ class BackendConfig(Section):
     parallel: int = Field(default=16, ge=1, le=1024, description="Prompts computed at once.")
     eager: bool = Field(default=False, description="No CUDA graphs: starts sooner, answers later.")
     adapters: dict[str, Path] = Field(default_factory=dict, description="LoRA adapters: name to local directory.")
-    adapter: str = Field(default="", description="The adapter used; empty for the base model.")
+    adapter: str = Field(
+        default="",
+        description="The adapter used; empty for the base model; promoted: the one in use in models.registry.",
+    )
     rehearsed_scores: tuple[RehearsedScore, ...] = Field(
         default=(RehearsedScore(),), min_length=1, description="What the rehearsed backend scores, in turn, for ever."
     )
@@ -322,7 +344,9 @@ class BackendConfig(Section):
             raise ValueError(f"kind={self.kind} needs a model; set planner.model=DIR to a local directory of one")
         if self.kind == "openai" and self.endpoint is None:
             raise ValueError("kind=openai needs a server; set planner.endpoint=http://HOST:PORT/v1")
-        if self.adapter and self.adapter not in self.adapters:
+        if PROMOTED in self.adapters:
+            raise ValueError(f"adapters has one called {PROMOTED}, which means the registry's; give it another name")
+        if self.adapter and self.adapter != PROMOTED and self.adapter not in self.adapters:
             raise ValueError(
                 f"adapter={self.adapter} is none of adapters={sorted(self.adapters)}; add it with its directory"
             )
@@ -438,6 +462,10 @@ class PlannerConfig(BackendConfig):
         if self.captioner is not None and self.captioner.kind in ("none", "scripted"):
             raise ValueError(
                 f"planner.captioner.kind={self.captioner.kind} writes no captions; choose rehearsed, transformers, vllm or openai"
+            )
+        if self.captioner is not None and self.captioner.adapter == PROMOTED:
+            raise ValueError(
+                "planner.captioner.adapter=promoted: only the planner's adapter is promoted; name one of planner.captioner.adapters"
             )
         if self.form == "indirect" and self.memory == "all_frames_with_labels":
             raise ValueError("planner.memory=all_frames_with_labels shows frames; use planner.form=direct with it")
@@ -570,6 +598,7 @@ class AgentConfig(Section):
     segmenter: SegmenterConfig = SegmenterConfig()
     memory: MemoryConfig = MemoryConfig()
     procedure: ProcedureConfig = ProcedureConfig()
+    models: ModelsConfig = ModelsConfig()
     planner: PlannerConfig = PlannerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     sinks: SinksConfig = SinksConfig()
@@ -581,6 +610,14 @@ class AgentConfig(Section):
             raise ValueError(
                 f"source.stop_s={self.source.stop_s} is not after source.start_s={self.source.start_s}; raise it or leave it out"
             )
+        needs_registry = {
+            "planner.adapter=promoted": self.planner.adapter == PROMOTED,
+            f"models.statistical={self.models.statistical}": self.models.statistical is not None,
+            f"models.adapter={self.models.adapter}": self.models.adapter is not None,
+        }
+        for setting, given in needs_registry.items():
+            if given and self.models.registry is None:
+                raise ValueError(f"{setting} is about a registry of models; name it with models.registry=DIR")
         if self.transport.connect is not None and self.source.pace == "max":
             raise ValueError(
                 "source.pace=max needs the agent's own grabber, but transport.connect names another host's; unset one of them"

@@ -238,15 +238,18 @@ def check_disk(config: AgentConfig) -> Sequence[Check]:
 
 def check_pack_and_recogniser(config: AgentConfig) -> Sequence[Check]:
     """Whether the procedure pack and what recognises its actions load."""
+    from stream_agent.models.in_use import describe, pack_in_use
     from stream_agent.perception.perceive import build_recogniser
-    from stream_agent.procedure import load_pack
 
     try:
-        pack = load_pack(config.procedure.pack)
+        pack = pack_in_use(config.models, config.procedure)
+        promoted = describe(config.models, pack.name)
     except StreamAgentError as error:
         return [_failed("procedure pack", error)]
     detail = f"{pack.title} {pack.version}: {len(pack.actions)} actions, {len(pack.instruments)} instruments"
     checks = [Check("procedure pack", "ok", detail)]
+    if promoted:
+        checks.append(Check("promoted models", "ok", promoted))
     uri = config.source.uri
     if uri.startswith("synthetic:") and config.recogniser.kind == "auto":
         return [*checks, Check("recogniser", "ok", "the drawn scene's own timeline")]

@@ -38,6 +38,7 @@ CAUTION_PROBABILITY = 0.1
 """A broken rule is worth a caution from this probability of the ranked action on."""
 
 _TEXT_SUFFIXES = (".json", ".md", ".yaml")
+_FITTED = ("planner.json", FILE_NAME)
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -189,21 +190,24 @@ class ProcedurePack:
         return next((phase for phase in reversed(self.phases) if phase.when.holds(facts)), None)
 
 
-def load_pack(path: Path) -> ProcedurePack:
+def load_pack(path: Path, *, fitted: Path | None = None) -> ProcedurePack:
     """The pack in the folder `path`, or of that name in `configs/procedures`.
+
+    `fitted` is a folder whose planner.json and ensemble.json take the place of the pack's own.
 
     Raises:
         ConfigError: There is none, or it is broken: every mistake with its file, line and remedy.
     """
     folder = _find(path)
+    models = folder if fitted is None else fitted
     complaints: list[str] = []
     sheet = _tried(lambda: _parsed(folder / "pack.yaml", PackFile), complaints)
     ruling = _tried(lambda: _parsed(folder / "rules.yaml", RulesFile), complaints)
     knowledge = _tried(lambda: _knowledge(folder / "knowledge.md"), complaints)
-    model = _tried(lambda: load_model(folder / "planner.json"), complaints)
+    model = _tried(lambda: load_model(models / "planner.json"), complaints)
     ensemble: Ensemble | None = None
-    if (folder / FILE_NAME).exists():
-        ensemble = _tried(lambda: load_ensemble(folder / FILE_NAME), complaints)
+    if (models / FILE_NAME).exists():
+        ensemble = _tried(lambda: load_ensemble(models / FILE_NAME), complaints)
     segmenter_model: SegmenterModel | None = None
     if sheet is not None:
         complaints.extend(_pack_mistakes(*sheet))
@@ -213,9 +217,9 @@ def load_pack(path: Path) -> ProcedurePack:
         if ruling is not None:
             complaints.extend(_rule_mistakes(*ruling, sheet[1]))
         if model is not None:
-            complaints.extend(_model_mistakes(folder / "planner.json", model, sheet[1]))
+            complaints.extend(_model_mistakes(models / "planner.json", model, sheet[1]))
         if ensemble is not None:
-            complaints.extend(_ensemble_mistakes(folder / FILE_NAME, ensemble, sheet[1]))
+            complaints.extend(_ensemble_mistakes(models / FILE_NAME, ensemble, sheet[1]))
     if complaints or sheet is None or ruling is None or knowledge is None or model is None:
         raise ConfigError("\n".join(complaints))
     pack = sheet[1]
@@ -234,7 +238,7 @@ def load_pack(path: Path) -> ProcedurePack:
         model=model,
         ensemble=ensemble,
         segmenter_model=segmenter_model,
-        _digest=_digest(folder),
+        _digest=_digest(folder, models),
         _by_name={spec.name: spec for spec in pack.actions},
     )
 
@@ -349,9 +353,12 @@ def _ensemble_mistakes(path: Path, ensemble: Ensemble, pack: PackFile) -> Iterat
             yield f"{path}:1: {what}={list(found)} are not those of pack.yaml in its order; fit the model again"
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, models: Path) -> str:
+    """Of the pack's text files, those of its fitted models taken from `models`."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    paths = {path.name: path for path in folder.iterdir() if path.name not in _FITTED}
+    paths |= {name: models / name for name in _FITTED}
+    for _, path in sorted(paths.items()):
         if path.suffix in _TEXT_SUFFIXES and path.is_file():
             digest.update(path.name.encode() + b"\0" + read_text(path).encode() + b"\0")
     return digest.hexdigest()[:12]

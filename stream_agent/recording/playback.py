@@ -13,10 +13,11 @@ from stream_agent.clock import NS_PER_S
 from stream_agent.config import AgentConfig, SinksConfig, load_config, overridden
 from stream_agent.errors import ConfigError, RecordingError
 from stream_agent.grabber import scene_timeline
+from stream_agent.models.in_use import pack_in_use, pack_of_session
 from stream_agent.perception.gate import Gate
 from stream_agent.perception.perceive import Perception, build_recogniser
 from stream_agent.perception.thumbnail import thumbnail
-from stream_agent.procedure import ProcedurePack, load_pack
+from stream_agent.procedure import ProcedurePack
 from stream_agent.recording.mcap_file import Entry
 from stream_agent.recording.reader import RecordingFile
 from stream_agent.recording.video import planes_of
@@ -27,7 +28,7 @@ from stream_agent.sinks.publisher import Publisher
 from stream_agent.sinks.topics import unpack
 
 _REPUBLISHED = ("/health", "/counters", "/memory", "/notice", "/plan_update")
-_CHANGEABLE = ("planner", "memory", "segmenter", "procedure")
+_CHANGEABLE = ("planner", "memory", "segmenter", "procedure", "models")
 _SUBSCRIBE_S = 0.3
 
 
@@ -186,7 +187,10 @@ def _sinks(settings: Sequence[str]) -> SinksConfig:
 
 
 def _pack_of(recording: RecordingFile, config: AgentConfig) -> ProcedurePack:
-    pack = load_pack(config.procedure.pack)
+    if config.models == recording.config.models:
+        pack = pack_of_session(config.models, config.procedure, recording.described.pack_digest)
+    else:
+        pack = pack_in_use(config.models, config.procedure)
     if pack.action_names != recording.pack.actions or pack.instruments != recording.pack.instruments:
         raise ConfigError(
             f"procedure pack {pack.name} has other actions or instruments than the session's; name the session's pack with "
@@ -196,7 +200,7 @@ def _pack_of(recording: RecordingFile, config: AgentConfig) -> ProcedurePack:
 
 
 def _warn_of_another_pack(recording: RecordingFile) -> None:
-    digest = load_pack(recording.config.procedure.pack).digest()
+    digest = _pack_of(recording, recording.config).digest()
     if digest != recording.described.pack_digest:
         click.echo(
             f"note: the procedure pack is {digest} now, and was {recording.described.pack_digest} when this was recorded",
