@@ -11,7 +11,6 @@ the same input gives the same plans on every run. Real time spent is measured in
 from __future__ import annotations
 
 import gc
-import importlib.util
 import signal
 import time
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ from stream_agent.planner.near_picture import near_picture
 from stream_agent.procedure import ProcedurePack
 from stream_agent.runtime import RuntimeDirectory
 from stream_agent.scheduler import Scheduler
+from stream_agent.sinks.bridges import open_bridges
 from stream_agent.sinks.console_process import ConsoleProcess
 from stream_agent.sinks.dashboard.control import Command, NewCase, Pause, Session, SetGoal
 from stream_agent.sinks.dashboard.process import Dashboard
@@ -63,7 +63,6 @@ _START_S = 30.0
 _SUPERVISE_NS = 50_000_000
 _HEALTH_NS = 500_000_000
 _TICK_SLACK = 1e-6
-_BRIDGE_RESTARTS_PER_MINUTE = 3
 
 
 class StopFlag:
@@ -493,32 +492,10 @@ class Agent:
         return dashboard
 
     def _open_bridges(self, runtime: RuntimeDirectory, resources: ExitStack) -> list[Worker]:
-        config, transport = self._config.sinks.openigtlink, self._config.transport
-        if config.port is None:
-            return []
-        if importlib.util.find_spec("pyigtl") is None:
-            raise ConfigError(
-                f"sinks.openigtlink.port={config.port} needs the package pyigtl, which is not installed; install "
-                "stream-agent[igtl]"
-            )
-        job = {
-            "port": config.port,
-            "plans": runtime.endpoint("plans"),
-            "frames": transport.connect or runtime.endpoint("frames"),
-            "frame_keys": str(transport.keys.absolute()) if transport.connect and transport.keys else "",
-            "fps": config.fps,
-            "max_pixels": config.max_pixels,
-            "lockstep": self._lockstep,
-        }
-        bridge = Worker(
-            "OpenIGTLink",
-            "stream_agent.sinks.openigtlink",
-            lambda: msgspec.json.encode(job),
-            restarts_per_minute=_BRIDGE_RESTARTS_PER_MINUTE,
-            ready_timeout_s=_START_S,
-        )
-        resources.callback(bridge.stop)
-        return [bridge]
+        bridges = open_bridges(self._config, self.pack, runtime.endpoint, lockstep=self._lockstep)
+        for bridge in bridges:
+            resources.callback(bridge.stop)
+        return bridges
 
     def _open_desk(
         self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory, resources: ExitStack

@@ -498,6 +498,14 @@ class RecorderConfig(Section):
     crf: int = Field(default=23, ge=10, le=40, description="x264's quality: 18 looks like the original, 30 is coarse.")
 
 
+def _is_loopback(host: str) -> bool:
+    """Whether `host` is this one, beyond doubt: where another name leads is not known here."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class DashboardConfig(Section):
     """A web page with the picture, the plans and their age."""
 
@@ -531,10 +539,7 @@ class DashboardConfig(Section):
     @property
     def is_local(self) -> bool:
         """Whether only this host can reach the page."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False  # a name: where it leads is not known here
+        return _is_loopback(self.host)
 
     @model_validator(mode="after")
     def _protected(self) -> DashboardConfig:
@@ -565,6 +570,49 @@ class OpenIgtLinkConfig(Section):
     max_pixels: int = Field(default=409_920, ge=3136, le=8_294_400, description="Pictures are reduced to so many.")
 
 
+class RerunConfig(Section):
+    """Live logging to a Rerun viewer."""
+
+    connect: str | None = Field(
+        default=None, description="HOST:PORT of a viewer that listens, usually 127.0.0.1:9876; off when unset."
+    )
+    plaintext: bool = Field(
+        default=False, description="Allow a viewer on another host, unencrypted, on a network that is protected itself."
+    )
+    fps: float = Field(default=5.0, ge=0, le=60, description="Pictures a second at most; 0 sends none.")
+    max_pixels: int = Field(default=307_200, ge=3136, le=8_294_400, description="Pictures are reduced to so many.")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> RerunConfig:
+        if self.connect is None:
+            return self
+        host, _, port = self.connect.rpartition(":")
+        if not host.strip("[]") or not port.isdigit() or not 0 < int(port) <= 65535:
+            raise ValueError(f"sinks.rerun.connect={self.connect} is not HOST:PORT; write for example 127.0.0.1:9876")
+        if not (_is_loopback(host.strip("[]")) or self.plaintext):
+            raise ValueError(
+                f"sinks.rerun.connect={self.connect} is another host, and Rerun encrypts nothing; use 127.0.0.1 with ssh -L, or "
+                "sinks.rerun.plaintext=true on a network that is protected itself"
+            )
+        return self
+
+
+class Ros2Config(Section):
+    """Plans and pictures as ROS 2 topics."""
+
+    namespace: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*$",
+        description="Of the topics, for example stream_agent; needs a sourced ROS 2 (rclpy); off when unset.",
+    )
+    discovery: Literal["localhost", "subnet"] = Field(
+        default="localhost",
+        description="Who may find the topics; subnet: every host of the network, unencrypted unless ROS 2 is set up with SROS2.",
+    )
+    fps: float = Field(default=5.0, ge=0, le=60, description="Pictures a second at most; 0 sends none.")
+    max_pixels: int = Field(default=307_200, ge=3136, le=8_294_400, description="Pictures are reduced to so many.")
+
+
 class SinksConfig(Section):
     """Where plans go."""
 
@@ -575,6 +623,8 @@ class SinksConfig(Section):
     publisher: PublisherConfig = PublisherConfig()
     dashboard: DashboardConfig = DashboardConfig()
     openigtlink: OpenIgtLinkConfig = OpenIgtLinkConfig()
+    rerun: RerunConfig = RerunConfig()
+    ros2: Ros2Config = Ros2Config()
     recording: Path | None = Field(
         default=None,
         description="MCAP file that the session is recorded to, or a folder for one named after the time; never overwritten.",

@@ -16,20 +16,16 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
 import msgspec
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 
 from stream_agent.child import ChildSide
 from stream_agent.clock import NS_PER_S
-from stream_agent.errors import ConfigError, WireError
+from stream_agent.errors import ConfigError
 from stream_agent.messages import Plan
-from stream_agent.planner.near_picture import near_picture
-from stream_agent.sinks.subscriber import Subscriber
-from stream_agent.transport.receiver import FrameReceiver
+from stream_agent.sinks.feed import Feed, FeedJob, PlanWatch, one_line
 
 PLAN, NEXT, PICTURE = "StreamAgentPlan", "StreamAgentNext", "StreamAgentPicture"
 """Device names: the plan as JSON, as one line for a person, and the picture."""
@@ -40,25 +36,10 @@ _LONGEST_STRING = 65_535
 
 
 class OpenIgtLinkJob(msgspec.Struct, frozen=True):
-    """What the bridge is told to do.
+    """What the bridge is told to do: where it reads, and the port of 127.0.0.1 that it serves."""
 
-    Attributes:
-        port: Of 127.0.0.1.
-        plans: Address of the agent's publisher.
-        frames: Address of the frames.
-        frame_keys: Directory of CURVE keys for it; empty without.
-        fps: Pictures a second at most; 0 sends none.
-        max_pixels: Pictures are reduced to so many.
-        lockstep: Whether the session's clock is virtual: plans then never expire by this host's clock.
-    """
-
+    feed: FeedJob
     port: int
-    plans: str
-    frames: str
-    frame_keys: str
-    fps: float
-    max_pixels: int
-    lockstep: bool
 
 
 class Connection:
@@ -89,10 +70,10 @@ class Bridge:
     """What is sent, and to whom."""
 
     def __init__(self, job: OpenIgtLinkJob) -> None:
-        self._job = job
+        self._lockstep = job.feed.lockstep
+        self._watch = PlanWatch(lockstep=self._lockstep)
         self._connections: set[Connection] = set()
         self._newest: dict[str, bytes] = {}
-        self._plan: Plan | None = None
 
     async def attend(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One receiver, from now until it goes; it begins with the newest of everything."""
@@ -115,22 +96,19 @@ class Bridge:
 
     def take_plan(self, plan: Plan) -> None:
         """A plan was published."""
-        self._plan = plan
         now_ns = time.monotonic_ns()
-        if not self._job.lockstep and now_ns > plan.valid_until_ns:
+        if not self._watch.take(plan, now_ns):
             self.expire(now_ns)
             return
-        at_s = time.time() - (0.0 if self._job.lockstep else (now_ns - plan.captured_ns) / NS_PER_S)
+        at_s = time.time() - (0.0 if self._lockstep else (now_ns - plan.captured_ns) / NS_PER_S)
         text = _ascii_json(plan)
         self._send(PLAN, text if len(text) <= _LONGEST_STRING else _ascii_json(_in_short(plan)), at_s)
-        self._send(NEXT, _line(plan), at_s)
+        self._send(NEXT, one_line(plan), at_s)
 
     def expire(self, now_ns: int) -> None:
         """Take down a plan whose time is over, also when the agent says nothing any more."""
-        plan = self._plan
-        if plan is None or self._job.lockstep or now_ns <= plan.valid_until_ns:
+        if self._watch.expired(now_ns) is None:
             return
-        self._plan = None
         self._send(PLAN, '{"type":"expired"}', time.time())
         self._send(NEXT, "expired: no plan", time.time())
 
@@ -138,7 +116,7 @@ class Bridge:
         """A picture (height, width, 3), uint8."""
         import pyigtl
 
-        age_s = 0.0 if self._job.lockstep else (time.monotonic_ns() - captured_ns) / NS_PER_S
+        age_s = 0.0 if self._lockstep else (time.monotonic_ns() - captured_ns) / NS_PER_S
         message = pyigtl.ImageMessage(rgb[np.newaxis], timestamp=time.time() - age_s, device_name=PICTURE)
         self._put(PICTURE, message.pack())
 
@@ -152,12 +130,6 @@ class Bridge:
         self._newest[device] = message
         for connection in self._connections:
             connection.put(device, message)
-
-
-def _line(plan: Plan) -> str:
-    if plan.abstained:
-        return f"no plan: {plan.abstain_reason}"
-    return ", ".join(f"{item.action} {item.probability:.0%}" for item in plan.ranked)
 
 
 def _ascii_json(plan: Plan) -> str:
@@ -181,48 +153,19 @@ async def _serve(job: OpenIgtLinkJob, child: ChildSide) -> None:
         ) from error
     child.notice(f"OpenIGTLink: 127.0.0.1:{server.sockets[0].getsockname()[1]}")
     child.ready()
-    subscriber = Subscriber(job.plans)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    keys = Path(job.frame_keys) if job.frame_keys else None
-    receiver: FrameReceiver | None = None
-    due_s = time.monotonic()
-    try:
+    with Feed(job.feed) as feed:
         while not child.stopped():
-            for message in subscriber.newest(0.0):
+            for message in feed.messages(0.0):
                 if isinstance(message, Plan):
                     bridge.take_plan(message)
             bridge.expire(time.monotonic_ns())
-            if job.fps and bridge.watched and time.monotonic() >= due_s:
-                due_s = time.monotonic() + 1 / job.fps
-                receiver = receiver or FrameReceiver(context, job.frames, keys=keys, observer=True)
-                _pass_on(receiver, bridge, job.max_pixels)
-            elif receiver is not None and not bridge.watched:
-                receiver.close()
-                receiver = None
+            if not bridge.watched:
+                feed.rest()
+            elif (found := feed.picture()) is not None:
+                header, rgb = found
+                bridge.take_picture(rgb, header.captured_ns)
             await asyncio.sleep(_LOOK_S)
-    finally:
-        server.close()
-        subscriber.close()
-        if receiver is not None:
-            receiver.close()
-        context.term()
-
-
-def _pass_on(receiver: FrameReceiver, bridge: Bridge, max_pixels: int) -> None:
-    """The newest frame, if there is one with a picture."""
-    frame = receiver.newest(0.0)
-    if frame is None:
-        return
-    try:
-        planes = frame.planes()
-        if planes is None:
-            return
-        picture = near_picture(planes, frame.header, action=None, max_pixels=max_pixels, side_multiple=2)
-    except WireError:
-        return
-    if frame.intact():
-        rgb = np.frombuffer(picture.rgb, np.uint8).reshape(picture.height, picture.width, 3)
-        bridge.take_picture(rgb, frame.header.captured_ns)
+    server.close()
 
 
 def main() -> int:
