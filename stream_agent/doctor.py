@@ -80,6 +80,7 @@ def all_checks(config: AgentConfig) -> Iterator[Check]:
         check_srt,
         check_source,
         check_keys,
+        check_sinks,
         check_gpu,
         check_terminal,
     )
@@ -332,6 +333,34 @@ def check_keys(config: AgentConfig) -> Sequence[Check]:
     if not zmq.has("curve"):
         checks.append(Check("encryption", "fail", "this ZeroMQ has no CURVE", "pip install --force-reinstall pyzmq"))
     return checks or [Check("encryption", "ok", "CURVE is there; nothing configured leaves this host")]
+
+
+def check_sinks(config: AgentConfig) -> Sequence[Check]:
+    """Whether what shows, keeps and passes on a session is installed; it must be where the configuration asks for it."""
+    from stream_agent.sinks.bridges import KINDS
+    from stream_agent.sinks.dashboard.process import PACKAGES, require_usable
+
+    parts = [
+        ("dashboard", PACKAGES, "pip install 'stream-agent[dashboard]'", config.sinks.dashboard.enabled),
+        ("recording", ("mcap",), "pip install 'stream-agent[record]'", config.sinks.recording is not None),
+        *((kind.name, (kind.package,), kind.remedy, kind.wanted(config)) for kind in KINDS),
+    ]
+    checks = []
+    for name, packages, remedy, wanted in parts:
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        use = "asked for" if wanted else "not asked for"
+        if not missing:
+            checks.append(Check(name, "ok", f"{', '.join(packages)} installed; {use}"))
+        elif wanted:
+            checks.append(Check(name, "fail", f"{', '.join(missing)} not installed; {use}", remedy))
+        else:
+            checks.append(Check(name, "ok", f"{', '.join(missing)} not installed; {use}. For it: {remedy}"))
+    if config.sinks.dashboard.enabled and checks[0].state == "ok":
+        try:
+            require_usable(config.sinks.dashboard.model_copy(update={"verdicts": None}))  # their folder would be made
+        except StreamAgentError as error:
+            checks[0] = _failed("dashboard", error)
+    return checks
 
 
 def check_gpu(_config: AgentConfig) -> Sequence[Check]:

@@ -129,6 +129,52 @@ def test_open_secrets_fail_and_sound_keys_pass() -> None:
         assert check.remedy.startswith("run `chmod 600")
 
 
+SINKS = ("dashboard", "recording", "OpenIGTLink", "Rerun", "ROS 2")
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_what_is_not_installed_is_fine_until_it_is_asked_for_and_the_way_to_it_is_told() -> None:
+    for name in SINKS:
+        check = found(AgentConfig(), name)
+        assert check.state == "ok"
+        assert "not installed; not asked for. For it: " in check.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "remedy"),
+    [
+        ("dashboard", "sinks.dashboard.enabled=true", "stream-agent[dashboard]"),
+        ("recording", "sinks.recording=x.mcap", "stream-agent[record]"),
+        ("OpenIGTLink", "sinks.openigtlink.port=18944", "stream-agent[igtl]"),
+        ("Rerun", "sinks.rerun.connect=127.0.0.1:9876", "stream-agent[rerun]"),
+        ("ROS 2", "sinks.ros2.namespace=x", "source /opt/ros/DISTRO/setup.bash"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_installed")
+def test_what_is_asked_for_and_not_installed_fails(name: str, setting: str, remedy: str) -> None:
+    check = found(load_config(None, [setting]), name)
+    assert check.state == "fail"
+    assert remedy in check.remedy
+
+
+def test_what_is_installed_is_said_to_be() -> None:
+    check = found(load_config(None, ["sinks.dashboard.enabled=true"]), "dashboard")
+    assert (check.state, check.detail) == ("ok", "fastapi, uvicorn, websockets installed; asked for")
+
+
+def test_a_dashboard_for_others_without_its_token_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
+    settings = ["enabled=true", "host=0.0.0.0", "token_env=NO_SUCH_TOKEN", "plaintext=true"]
+    check = found(load_config(None, [f"sinks.dashboard.{setting}" for setting in settings]), "dashboard")
+    assert check.state == "fail"
+    assert "NO_SUCH_TOKEN" in check.detail
+
+
 def test_the_terminal_is_judged_by_size_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from stream_agent.config import AgentConfig
+from stream_agent.config import AgentConfig, DashboardConfig
 from stream_agent.errors import ConfigError
 from stream_agent.messages import PlanRequest
 from stream_agent.procedure import ProcedurePack
@@ -17,7 +17,7 @@ from stream_agent.source import redacted
 from stream_agent.workers import Worker
 
 SHORTEST_TOKEN = 16
-_NEEDED = ("fastapi", "uvicorn", "websockets")
+PACKAGES = ("fastapi", "uvicorn", "websockets")
 _READY_S = 30.0
 _RESTARTS_PER_MINUTE = 3
 
@@ -61,8 +61,8 @@ class Dashboard:
         Raises:
             ConfigError: A package or the token is missing, or the folder of verdicts cannot be made.
         """
-        require_usable(config)
         dashboard, transport = config.sinks.dashboard, config.transport
+        require_usable(dashboard)
         self._line: Line[ToDashboard, Command] = Line(endpoint("control"), Command, bind=True)
         job = DashboardJob(
             config=dashboard.model_dump_json(),
@@ -108,14 +108,13 @@ class Dashboard:
         self._line.close()
 
 
-def require_usable(config: AgentConfig) -> None:
+def require_usable(dashboard: DashboardConfig) -> None:
     """Make sure, before anything starts, that the dashboard can be served.
 
     Raises:
         ConfigError: A package, the token or a file is missing, or the folder of verdicts cannot be written.
     """
-    dashboard = config.sinks.dashboard
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"sinks.dashboard.enabled=true needs {', '.join(missing)}, not installed; install stream-agent[dashboard]"
