@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import ssl
 from collections.abc import Callable
 
 import msgspec
@@ -126,11 +127,7 @@ def require_usable(dashboard: DashboardConfig) -> None:
                 f"sinks.dashboard.token_env={dashboard.token_env} holds {len(token)} characters, and a token needs "
                 f"{SHORTEST_TOKEN} or more of plain ASCII; export {dashboard.token_env}=$(openssl rand -hex 16)"
             )
-    for path in (dashboard.certificate, dashboard.certificate_key):
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigError(
-                f"sinks.dashboard: {path} cannot be read; name the PEM file of the certificate or its key"
-            )
+    _require_certificate(dashboard)
     if dashboard.verdicts is not None:
         try:
             dashboard.verdicts.mkdir(parents=True, exist_ok=True)
@@ -142,3 +139,24 @@ def require_usable(dashboard: DashboardConfig) -> None:
             raise ConfigError(
                 f"sinks.dashboard.verdicts={dashboard.verdicts} cannot be written; name a writable folder"
             )
+
+
+def _require_certificate(dashboard: DashboardConfig) -> None:
+    """Load the certificate and its key as the server will, which otherwise finds out when it is too late to say."""
+    if dashboard.certificate is None or dashboard.certificate_key is None:
+        return
+    for path in (dashboard.certificate, dashboard.certificate_key):
+        if not os.access(path, os.R_OK):
+            raise ConfigError(
+                f"sinks.dashboard: {path} cannot be read; name the PEM file of the certificate or its key"
+            )
+    try:
+        # An empty pass phrase: without one, a key that is encrypted would be asked for on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            dashboard.certificate, dashboard.certificate_key, password=lambda: ""
+        )
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"sinks.dashboard.certificate={dashboard.certificate} with certificate_key={dashboard.certificate_key} does not load "
+            f"({getattr(error, 'reason', None) or error}); name PEM files of one certificate and of its own key without pass phrase"
+        ) from error

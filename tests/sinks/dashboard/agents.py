@@ -21,7 +21,7 @@ class DashboardAgent:
     """An agent with a dashboard on a free port.
 
     Attributes:
-        url: The page's address, `http://127.0.0.1:PORT`.
+        url: The page's address, `http://127.0.0.1:PORT`, or https.
     """
 
     def __init__(self, folder: Path, *settings: str) -> None:
@@ -53,7 +53,7 @@ class DashboardAgent:
     def _address(self) -> str:
         deadline_s = time.monotonic() + 40
         while time.monotonic() < deadline_s:
-            found = re.search(r"dashboard: (http://\S+)/", self._log.read_text())
+            found = re.search(r"dashboard: (https?://\S+)/", self._log.read_text())
             if found:
                 return found[1]
             assert self.process.poll() is None, self._log.read_text()
