@@ -89,6 +89,24 @@ def test_lockstep_with_a_worker_replays_to_the_same_decisions(tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_session_with_a_language_model_replays_to_the_same_decisions(tmp_path: Path) -> None:
+    """Rankings, chains and rationales of a model in two lanes, seeded, in lockstep; a fused plan is a decision as any other."""
+    path = record(
+        tmp_path,
+        *("source.pace=max", "source.synthetic_duration_s=5", "planner.kind=rehearsed", "planner.seed=7"),
+        *("planner.charged_ms=200", "planner.deadline_ms=1500", "planner.permutations=2"),
+    )
+    with RecordingFile(path) as recording:
+        plans = [plan for _, plan in recording.messages(Plan)]
+    fused = [plan for plan in plans if plan.source == "fused"]
+    assert fused
+    assert any(plan.chain and plan.revision for plan in fused)
+    assert any(plan.hashes.prompt for plan in fused)
+    done = tell("replay", path, "--verify", "--pace", "max")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every decision is the same, to the last bit" in done.stdout
+
+
 def test_a_restored_case_replays_to_the_same_decisions(tmp_path: Path) -> None:
     record(tmp_path, "source.pace=max", "source.synthetic_duration_s=4", "memory.journal=journal")
     (tmp_path / "r.mcap").unlink()
