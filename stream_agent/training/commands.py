@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -77,6 +78,50 @@ def sft(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
     from stream_agent.training import sft as trainer
 
     trainer.train(config, out, say=click.echo)
+    return 0
+
+
+@train.command()
+@click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
+@click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
+@click.option("--frames", type=_FILE, help="Folder of VIDnn/nnnnnn.png, for prompts that show frames.")
+@click.option("--captions", type=_FILE, help="Captions as lines of JSON, for planner.form=indirect.")
+@click.option(
+    "--history",
+    type=click.Choice(["ground_truth", "action_reg"]),
+    default="ground_truth",
+    show_default=True,
+    help="Labels of the past: annotated, or as the authors' recogniser gave them.",
+)
+@click.option("--config", "preset", type=_FILE, help="YAML preset that names the model.")
+@click.option("--out", type=_FILE, required=True, help="YAML preset to write; the evidence goes beside it as .json.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def calibration(
+    sap: Path,
+    signals: Path | None,
+    frames: Path | None,
+    captions: Path | None,
+    history: Literal["ground_truth", "action_reg"],
+    preset: Path | None,
+    out: Path,
+    settings: tuple[str, ...],
+) -> int:
+    """Fit a language planner's temperature and its weight in the fusion on training videos."""
+    from stream_agent.config import load_config
+    from stream_agent.training.calibration import calibrate
+    from stream_agent.training.near_frames import NearCaptions, NearFrames
+
+    config = load_config(preset, settings)
+    calibrate(
+        config,
+        sap,
+        out,
+        signals=signals,
+        history=history,
+        pictures=NearFrames(frames, config.planner) if frames is not None else None,
+        captions=NearCaptions(captions) if captions is not None else None,
+        say=click.echo,
+    )
     return 0
 
 
