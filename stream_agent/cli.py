@@ -1,4 +1,4 @@
-"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `replay`, `recording`, `bench`.
+"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `models`, `replay`, `recording`, `bench`.
 
 A mistake of the outside world is one message on stderr, never a traceback; the exit code tells its kind (errors.py).
 Options and `section.key=value` overrides may come in any order.
@@ -20,6 +20,7 @@ from stream_agent import __version__
 from stream_agent.benchmarking import bench
 from stream_agent.errors import StreamAgentError
 from stream_agent.evaluation import commands as evaluation
+from stream_agent.models import commands as gate
 from stream_agent.recording import commands as recordings
 from stream_agent.training import commands as training
 
@@ -64,6 +65,7 @@ def commands() -> None:
 commands.add_command(evaluation.dataset)
 commands.add_command(evaluation.evaluate)
 commands.add_command(training.train)
+commands.add_command(gate.models)
 commands.add_command(bench)
 commands.add_command(recordings.recording)
 commands.add_command(recordings.replay)

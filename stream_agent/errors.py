@@ -6,6 +6,7 @@ StreamAgentError
 ├── WireError      bytes from a socket or the ring are not one of our messages
 ├── WorkerError    a child process did not start, stopped, or ran out of restarts
 ├── RecordingError a recording cannot be written or read
+├── GateError      a model may not be put to use: its record proves nothing, or it is worse
 └── BackendError   a planner's model failed or gave an answer that does not meet the schema
 
 A message names the value, the rule and the remedy. Whoever catches one prints `str(error)` and no traceback:
@@ -80,3 +81,9 @@ class BackendError(StreamAgentError):
         super().__init__(message)
         self.lost = lost
         self.too_long = too_long
+
+
+class GateError(StreamAgentError):
+    """A model may not be put to use: its evaluation record proves nothing, or shows it to be worse."""
+
+    exit_code = 8

@@ -13,7 +13,12 @@ from pydantic import ValidationError
 from stream_agent.config import AgentConfig, configs_directory, is_lockstep, load_config, pace_factor
 from stream_agent.errors import ConfigError
 
-PRESETS = sorted(set(configs_directory().glob("*.yaml")) - {configs_directory() / "targets.yaml"})  # of the benchmarks
+OTHERS = ("targets.yaml", "model_gate.yaml")  # of the benchmarks, and of the model gate
+PRESETS = sorted(
+    path
+    for path in configs_directory().glob("*.yaml")
+    if path.name not in OTHERS and not path.name.startswith("train_")  # which is another tree, training's
+)
 
 
 def complaint(*overrides: str, path: Path | None = None) -> str:

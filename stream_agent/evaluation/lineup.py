@@ -53,6 +53,20 @@ def memory_planner(training: Training) -> StatisticalPlanner:
     )
 
 
+def trained_planner(training: Training) -> StatisticalPlanner:
+    """What `train statistical` writes when it is given these videos: every setting chosen on them again, too."""
+    order, concentration = _chosen(training)
+    rows = {name: tuple(tuple(row) for row in seen.tolist()) for name, seen in training.presence.items()}
+    study = planner_model.Study(_clips(training), rows, order=order, concentration=concentration)
+    chosen = {
+        full: study.choose(names, full=full)
+        for full, names in ((False, sorted(training.videos)), (True, sorted(rows)))
+        if names
+    }
+    file = planner_model.fit_ensemble(study, sorted(training.videos), planner_model.CHOSEN | chosen)
+    return _planner(training, order, concentration, Ensemble(file))
+
+
 def statistical_planner() -> tuple[Callable[[Training], StatisticalPlanner], str]:
     """How the product's planner is fitted here, and that in words."""
     if importlib.util.find_spec("sklearn") is not None:
