@@ -125,6 +125,40 @@ def calibration(
     return 0
 
 
+@train.command()
+@click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_dpo.yaml.")
+@click.option("--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def dpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
+    """Train an adapter on pairs: right and rule-abiding responses against wrong or rule-breaking ones."""
+    from stream_agent.config import load_tree
+    from stream_agent.training.preference import PreferenceTraining
+
+    config = load_tree(PreferenceTraining, preset, settings)
+    _require("torch", "transformers", "trl", "peft", "datasets")
+    from stream_agent.training import dpo as trainer
+
+    trainer.train(config, out, say=click.echo)
+    return 0
+
+
+@train.command()
+@click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_grpo.yaml.")
+@click.option("--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def grpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
+    """Reinforce an adapter by the agent's own verifiers: format, rank of the truth, relaxed hit, rules, length."""
+    from stream_agent.config import load_tree
+    from stream_agent.training.grpo import GroupTraining
+
+    config = load_tree(GroupTraining, preset, settings)
+    _require("torch", "transformers", "trl", "peft", "datasets")
+    from stream_agent.training import grpo as trainer
+
+    trainer.train(config, out, say=click.echo)
+    return 0
+
+
 def _require(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

@@ -14,14 +14,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stream_agent.config import Section
 from stream_agent.procedure import ProcedurePack
 from stream_agent.prompts import CODES
-from stream_agent.training.data import Example, plan_answer, require_training_only
+from stream_agent.training.config import TrainingConfig
+from stream_agent.training.data import Example, Task, plan_answer, require_training_only
 from stream_agent.training.distill import Response
 from stream_agent.training.rewards import AnswerForm, RewardConfig, Situation, broken_rules, objections, reward
 
@@ -35,6 +36,30 @@ class PreferenceConfig(Section):
     )
     loss: Literal["sigmoid", "ipo"] = Field(default="sigmoid", description="DPO's own, or IPO's (arXiv:2310.12036).")
     beta: float = Field(default=0.1, gt=0, le=10, description="How dear it is to leave the reference.")
+
+
+class PreferenceTraining(TrainingConfig):
+    """The configuration of `train dpo`."""
+
+    preference: PreferenceConfig = PreferenceConfig()
+    rewards: RewardConfig = RewardConfig()
+
+    @model_validator(mode="after")
+    def _asks_what_has_a_reward(self) -> PreferenceTraining:
+        require_rewarded(self.data.tasks)
+        return self
+
+
+def require_rewarded(tasks: Iterable[Task]) -> None:
+    """Make sure that every task has a reward.
+
+    Raises:
+        ValueError: One has none.
+    """
+    if other := [task for task in tasks if task not in get_args(AnswerForm)]:
+        raise ValueError(
+            f"data.tasks={other}: only rank and plan have a reward; set data.tasks=[rank], or teach the others by `train sft`"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
