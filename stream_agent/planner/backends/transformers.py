@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stream_agent.config import BackendConfig
 from stream_agent.errors import BackendError, ConfigError
+from stream_agent.planner.backends.adapters import adapter_directory
 from stream_agent.planner.backends.causal import CausalModel, Encoded, log_probabilities
 from stream_agent.planner.backends.deadline import ExpiredError, until
 from stream_agent.planner.backends.proof import prove
@@ -179,10 +180,15 @@ class TransformersBackend:
 
     def _load_adapters(self) -> None:
         for name, path in self._config.adapters.items():
+            folder = adapter_directory(path)
             try:
-                self._model.model.load_adapter(str(path), adapter_name=name, local_files_only=True)
-            except (ImportError, OSError, ValueError, RuntimeError) as error:
-                raise ConfigError(f"planner.adapters: {name} at {path} does not load: {error}") from error
+                self._model.model.load_adapter(str(folder), adapter_name=name)  # a local directory; the hub is off
+            except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
+                first = (str(error).splitlines() or [""])[0][:200]
+                raise ConfigError(
+                    f"planner.adapters: {name} at {path} does not load ({first}); name an adapter of this very model"
+                ) from error
+        self._model.model.eval()  # no dropout of a new adapter
 
     def _choose_adapter(self, name: str) -> None:
         if not self._config.adapters:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from stream_agent.config import BackendConfig
 from stream_agent.errors import BackendError, ConfigError
+from stream_agent.planner.backends.adapters import LARGEST_RANK, adapter_directory
 from stream_agent.planner.backends.chat import pictures_of, rendered
 from stream_agent.planner.backends.deadline import ExpiredError, until
 from stream_agent.planner.backends.proof import prove
@@ -41,7 +40,6 @@ _WARM_UP_SIZE = (224, 448)
 _BATCHES = (1, 2, 4, 8)
 _CPU_BLOCK = 32  # the CPU attention takes multiples of it
 _PICTURES_PER_PROMPT = 16
-_LARGEST_ADAPTER_RANK = 64
 _SHUTDOWN_S = 3.0
 _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, and a fork of it may hang
@@ -92,7 +90,7 @@ class VllmBackend:
             raise ConfigError("planner.kind=vllm needs planner.model=DIR, a local directory")
         files = await asyncio.to_thread(verified, self._config.model, digest=self._config.digest)
         adapters = {
-            name: await asyncio.to_thread(_adapter_directory, path) for name, path in self._config.adapters.items()
+            name: await asyncio.to_thread(adapter_directory, path) for name, path in self._config.adapters.items()
         }
         self._engine = await asyncio.to_thread(self._load, files)
         from vllm.lora.request import LoRARequest
@@ -209,7 +207,7 @@ class VllmBackend:
             "disable_log_stats": True,
         }
         if config.adapters:
-            given |= {"max_loras": len(config.adapters), "max_lora_rank": _LARGEST_ADAPTER_RANK}
+            given |= {"max_loras": len(config.adapters), "max_lora_rank": LARGEST_RANK}
         if files.has_vision:
             given["limit_mm_per_prompt"] = {"image": _PICTURES_PER_PROMPT, "video": 0}
         if on_cpu:
@@ -363,26 +361,6 @@ class VllmBackend:
             raise
         finally:
             calls[kind] = calls.get(kind, 0) + 1
-
-
-def _adapter_directory(path: Path) -> Path:
-    """A LoRA adapter's folder.
-
-    Raises:
-        ConfigError: It is none, holds pickles, or its rank is too large.
-    """
-    weights, settings = path / "adapter_model.safetensors", path / "adapter_config.json"
-    if not weights.is_file() or not settings.is_file():
-        raise ConfigError(
-            f"adapter {path} has no {weights.name} with {settings.name}; save it with peft's save_pretrained"
-        )
-    try:
-        rank = json.loads(settings.read_text(encoding="utf-8")).get("r")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{settings} is not readable JSON ({error}); copy it again") from error
-    if not isinstance(rank, int) or not 0 < rank <= _LARGEST_ADAPTER_RANK:
-        raise ConfigError(f"{settings}: r={rank} is not between 1 and {_LARGEST_ADAPTER_RANK}; train a smaller adapter")
-    return path.resolve()
 
 
 def _as_pil(picture: Picture) -> Any:
