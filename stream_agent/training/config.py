@@ -47,7 +47,7 @@ class DataConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al., arXiv:2106.09685) on every linear layer of the language part."""
 
-    rank: int = Field(default=16, ge=1, le=256)
+    rank: int = Field(default=16, ge=1, le=64, description="64 is the largest that vLLM is given room for.")
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     last_layers: int | None = Field(
@@ -71,6 +71,9 @@ class OptimiserConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them.")
+    shared_beginnings: bool = Field(
+        default=False, description="Text alone: compute what the examples of a batch begin with once (shared_row.py)."
+    )
 
     @model_validator(mode="after")
     def _batches_divide(self) -> OptimiserConfig:

@@ -15,21 +15,27 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import yaml
 
 from stream_agent.errors import BackendError, ConfigError
+from stream_agent.planner.backends.adapters import adapter_directory
 from stream_agent.planner.backends.causal import CausalModel
+from stream_agent.planner.backends.protocol import Picture
 from stream_agent.planner.model_files import MANIFEST, go_offline, verified
 from stream_agent.training.config import LoraConfig, TrainingConfig
 from stream_agent.training.data import Example
+from stream_agent.training.shared_row import one_row
 
 IGNORED: Final = -100
 """Label of a token that is not learned."""
 
 _PART: Final = ".part"
+
+_Encoded: TypeAlias = tuple[list[int], list[int], tuple[Picture, ...]]
+"""Tokens, labels and pictures of an example."""
 
 
 def load_base(config: TrainingConfig) -> CausalModel:
@@ -56,8 +62,8 @@ def load_base(config: TrainingConfig) -> CausalModel:
     return model
 
 
-def with_adapter(base: CausalModel, config: LoraConfig) -> Any:
-    """The base model with a new adapter, or with the one that `start_from` names, ready to be trained.
+def with_adapter(base: CausalModel, config: LoraConfig, *, seed: int = 0) -> Any:
+    """The base model with a new adapter, drawn by `seed`, or with the one that `start_from` names, ready to be trained.
 
     Raises:
         ConfigError: The model has fewer layers than are to be adapted, or `start_from` is no adapter of it.
@@ -65,11 +71,9 @@ def with_adapter(base: CausalModel, config: LoraConfig) -> Any:
     import peft
 
     if config.start_from is not None:
-        adapter_files(config.start_from)
+        folder = adapter_directory(config.start_from)
         try:
-            return peft.PeftModel.from_pretrained(
-                base.model, str(config.start_from), is_trainable=True, local_files_only=True
-            )
+            return peft.PeftModel.from_pretrained(base.model, str(folder), is_trainable=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             first = (str(error).splitlines() or [""])[0][:200]
             raise ConfigError(
@@ -80,6 +84,7 @@ def with_adapter(base: CausalModel, config: LoraConfig) -> Any:
     last = config.last_layers
     if last is not None and last > layers:
         raise ConfigError(f"lora.last_layers={last} is more than the model's {layers}; lower it or unset it")
+    torch.manual_seed(seed)  # TRL sets its seed later, when the first weights have been drawn
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -88,19 +93,6 @@ def with_adapter(base: CausalModel, config: LoraConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(base.model, settings)
-
-
-def adapter_files(folder: Path) -> None:
-    """Make sure that the folder holds an adapter that may be loaded.
-
-    Raises:
-        ConfigError: It holds none, or something that could run code.
-    """
-    if not (folder / "adapter_model.safetensors").is_file() or not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"{folder} holds no adapter_model.safetensors with adapter_config.json; name a saved adapter")
-    pickled = [path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
-    if pickled:
-        raise ConfigError(f"{folder}/{pickled[0]} may hold a pickle, which runs code when it is read; delete it")
 
 
 def save_adapter(
@@ -143,41 +135,69 @@ def require_free(folder: Path) -> None:
 class Batches:
     """Examples as tensors: the prompt as the backend encodes it, the answer and the end of the turn behind it."""
 
-    def __init__(self, base: CausalModel, taught: Sequence[Example], *, longest: int) -> None:
+    def __init__(
+        self, base: CausalModel, taught: Sequence[Example], *, longest: int, shared: bool = False, group: int = 1
+    ) -> None:
         """Encode them once.
 
+        Args:
+            base: Whose tokens.
+            taught: The examples.
+            longest: Most tokens of one.
+            shared: Put a batch into one row (`shared_row.py`); text alone.
+            group: Neighbouring examples that always stand in one batch together, the orders of one sample's choices.
+
         Raises:
-            ConfigError: One is longer than `longest` tokens, or shows a picture to a model without eyes.
+            ConfigError: One is longer than `longest` tokens, or shows a picture where none can be.
         """
         self._base = base
+        self._shared = shared
         self._rows = [self._row(example, longest) for example in taught]
+        self._groups = [range(start, min(start + group, len(taught))) for start in range(0, len(taught), group)]
+        if shared and any(pictures for _, _, pictures in self._rows):
+            raise ConfigError(
+                "optimiser.shared_beginnings=true is for text alone, and examples show pictures; set it to false"
+            )
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._groups)
 
     @property
-    def rows(self) -> list[dict[str, list[int] | int]]:
-        """`input_ids` and `labels` per example, and its `number`, under which its pictures are found."""
-        return [
-            {"input_ids": ids, "labels": labels, "number": number} for number, (ids, labels, _) in enumerate(self._rows)
-        ]
+    def groups(self) -> list[dict[str, list[int]]]:
+        """The numbers of the examples of each group, for a dataset of them."""
+        return [{"numbers": list(group)} for group in self._groups]
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Padded on the right: (B, L) each; pixels of all pictures behind each other."""
-        width = max(len(feature["input_ids"]) for feature in features)
+        """One batch of groups: padded on the right, (B, L) each, pixels of all pictures behind each other; or one shared row."""
+        rows = [self._rows[number] for feature in features for number in feature["numbers"]]
+        return self._one_row(rows) if self._shared else self._side_by_side(rows)
+
+    def _one_row(self, rows: Sequence[_Encoded]) -> dict[str, torch.Tensor]:
+        row = one_row([(ids, labels) for ids, labels, _ in rows], ignored=IGNORED)
+        kind = self._base.model.dtype
+        mask = torch.zeros(row.seen.shape, dtype=kind).masked_fill(~torch.from_numpy(row.seen), torch.finfo(kind).min)
+        return {
+            "input_ids": torch.tensor([row.ids]),
+            "labels": torch.tensor([row.labels]),
+            "position_ids": torch.tensor([row.positions]),
+            "attention_mask": mask[None, None],
+        }
+
+    def _side_by_side(self, rows: Sequence[_Encoded]) -> dict[str, torch.Tensor]:
+        width = max(len(ids) for ids, _, _ in rows)
         tokenizer = self._base.tokenizer
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._base.ends[0]
 
-        def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-            return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+        def padded(lines: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+            return torch.tensor([[*line, *[filler] * (width - len(line))] for line in lines])
 
-        ids = padded([feature["input_ids"] for feature in features], padding)
+        ids = padded([ids for ids, _, _ in rows], padding)
         batch = {
             "input_ids": ids,
-            "attention_mask": padded([[1] * len(feature["input_ids"]) for feature in features], 0),
-            "labels": padded([feature["labels"] for feature in features], IGNORED),
+            "attention_mask": padded([[1] * len(ids) for ids, _, _ in rows], 0),
+            "labels": padded([labels for _, labels, _ in rows], IGNORED),
         }
-        pictures = [picture for feature in features for picture in self._rows[int(feature["number"])][2]]
+        pictures = [picture for _, _, shown in rows for picture in shown]
         if pictures:
             pixels = [self._base.pixels(picture) for picture in pictures]
             for name in ("pixel_values", "image_grid_thw"):
@@ -186,7 +206,7 @@ class Batches:
                 batch["mm_token_type_ids"] = (ids == self._base.image_token).int()
         return batch
 
-    def _row(self, example: Example, longest: int) -> tuple[list[int], list[int], tuple[Any, ...]]:
+    def _row(self, example: Example, longest: int) -> _Encoded:
         base = self._base
         try:
             encoded = base.encode(example.prompt)

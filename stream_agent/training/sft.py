@@ -19,7 +19,7 @@ from typing import Any
 
 from stream_agent.training.checkpoints import checkpoints_beside, last_checkpoint, versions
 from stream_agent.training.config import TrainingConfig
-from stream_agent.training.lora import Batches, load_base, require_free, save_adapter, with_adapter
+from stream_agent.training.lora import IGNORED, Batches, load_base, require_free, save_adapter, with_adapter
 from stream_agent.training.model_card import model_card
 from stream_agent.training.teaching import Teaching, teaching
 
@@ -40,8 +40,10 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
     checkpoints = checkpoints_beside(out, config)
     base = load_base(config)
     longest = config.planner.context_tokens
-    fitted, validation = (Batches(base, part, longest=longest) for part in (lesson.examples, lesson.validation))
-    model = with_adapter(base, config.lora)
+    shared = config.optimiser.shared_beginnings
+    fitted = Batches(base, lesson.examples, longest=longest, shared=shared, group=group_size(config))
+    validation = Batches(base, lesson.validation, longest=longest, shared=shared)
+    model = with_adapter(base, config.lora, seed=config.seed)
     trainer = _trainer(config, model, base, fitted, validation, checkpoints, say)
     last = last_checkpoint(checkpoints)
     if last is not None:
@@ -76,6 +78,7 @@ def _trainer(
 
     optimiser, stopping = config.optimiser, config.stopping
     at_once = optimiser.at_once or optimiser.batch
+    groups_at_once = max(1, at_once // group_size(config))
     chooses = len(validation) > 0
     every: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "epoch"}
     if stopping.every_steps is not None:
@@ -85,7 +88,7 @@ def _trainer(
         every["eval_steps"] = stopping.every_steps
     settings = trl.SFTConfig(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=at_once,
+        per_device_train_batch_size=groups_at_once,
         per_device_eval_batch_size=at_once,
         gradient_accumulation_steps=optimiser.batch // at_once,
         num_train_epochs=optimiser.epochs,
@@ -115,20 +118,54 @@ def _trainer(
     callbacks: list[Any] = [_told(transformers, say)]
     if chooses:
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=stopping.patience))
-    # The two sets differ in their pictures, so each row says which it belongs to.
-    rows = [{**row, "of": "fitted"} for row in fitted.rows], [{**row, "of": "validation"} for row in validation.rows]
+    # The two sets have their own tokens and pictures, so each row says which it belongs to.
     both = {"fitted": fitted, "validation": validation}
-    trainer = trl.SFTTrainer(
+    rows = {of: [{**row, "of": of} for row in batches.groups] for of, batches in both.items()}
+    trainer = answer_trainer(trl.SFTTrainer)(
         model=model,
         args=settings,
-        train_dataset=datasets.Dataset.from_list(rows[0]),
-        eval_dataset=datasets.Dataset.from_list(rows[1]) if chooses else None,
+        train_dataset=datasets.Dataset.from_list(rows["fitted"]),
+        eval_dataset=datasets.Dataset.from_list(rows["validation"]) if chooses else None,
         processing_class=base.tokenizer,
         data_collator=lambda features: both[features[0]["of"]](features),
         callbacks=callbacks,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def group_size(config: TrainingConfig) -> int:
+    """Examples that stay together: with shared beginnings the orders of one sample's choices, which share most."""
+    alone = config.data.tasks == ("rank",) and config.optimiser.shared_beginnings
+    return config.data.orders if alone else 1
+
+
+def answer_trainer(kind: Any) -> Any:
+    """TRL's trainer with a loss that projects the answer's places alone onto the vocabulary.
+
+    TRL 1.16 does so on GPUs with Triton only; elsewhere it projects every token of the prompt, and on a CPU a small model spends
+    a third of its time on that. The loss is the same: mean negative log-likelihood of the answer's tokens.
+    """
+    import torch
+
+    class AnswerTrainer(kind):  # type: ignore[misc]
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            wanted = inputs["labels"][:, 1:]
+            kept = (wanted != IGNORED).any(0).nonzero()[:, 0]
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            outputs = model(**given, use_cache=False, logits_to_keep=kept)
+            logits, targets = outputs.logits.float().flatten(0, 1), wanted[:, kept].flatten()
+            total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+            learned = targets != IGNORED
+            count = learned.sum() if num_items_in_batch is None else num_items_in_batch
+            right = (logits.argmax(-1) == targets)[learned].float().mean().item()
+            self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(right)
+            loss = total / count
+            return (loss, outputs) if return_outputs else loss
+
+    return AnswerTrainer
 
 
 def _told(transformers: Any, say: Callable[[str], None]) -> Any:
