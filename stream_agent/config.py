@@ -393,6 +393,11 @@ class PlannerConfig(BackendConfig):
         default="full",
         description="How much of the pack is told first: full: knowledge.md; short: a line per action; none: their names.",
     )
+    question: Literal["plain", "coded"] = Field(
+        default="plain",
+        description="coded: a ranking is asked with the last actions told once more in the codes of the choices, and the action "
+        "going on among them; small models continue such a row better than they understand a question.",
+    )
     max_frames: int = Field(default=4, ge=1, le=16, description="Pictures at most with memory=all_frames_with_labels.")
     max_pixels: int = Field(
         default=262_144, ge=3136, le=8_294_400, description="The near frame is reduced to at most so many pixels."

@@ -43,6 +43,8 @@ CODES: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 LONGEST_GOAL: Final = 600
 LONGEST_CAPTION: Final = 1200
 LONGEST_WHY: Final = 160
+LONGEST_ROW: Final = 16
+"""Actions that the coded question repeats."""
 
 _ROLE = """\
 You assist the surgical team during a procedure: {title}. You follow which actions have been done and judge which one comes next. \
@@ -81,6 +83,12 @@ _RANK_QUESTION = """\
 Which action comes next?
 {choices}
 Answer with the code of one action and nothing else."""
+
+_CODED_QUESTION = """\
+Choices:
+{choices}
+In codes, oldest first: {row}
+Which code comes next? Answer with it and nothing else."""
 
 _RATIONALE_QUESTION = """\
 Which actions come next? Choose from: {actions}.
@@ -125,13 +133,23 @@ class PromptFactory:
         question = _CAPTION_QUESTION.format(words=max(20, self._config.caption_tokens // 2))
         return Prompt((self._caption_system, Message("user", (_picture(picture), "\n" + question))))
 
+    def choices(self, current: str | None) -> tuple[str, ...]:
+        """What a ranking lists: every action but the one going on; with `question=coded` that one too, for it is in the row."""
+        return tuple(name for name in self._pack.action_names if self._config.question == "coded" or name != current)
+
     def ranking(self, request: PlanRequest, orders: Sequence[Sequence[str]], caption: str = "") -> list[Prompt]:
         """One prompt per order of the choices; they differ in nothing but their last lines."""
         system, parts = self.context(request, caption)
-        return [
-            Prompt((system, Message("user", (*parts, _RANK_QUESTION.format(choices=_table(order))))))
-            for order in orders
-        ]
+        return [Prompt((system, Message("user", (*parts, self._rank_question(request, order))))) for order in orders]
+
+    def _rank_question(self, request: PlanRequest, order: Sequence[str]) -> str:
+        codes = dict(zip(order, CODES, strict=False))
+        row = [codes[label] for label in request.memory.labels[-LONGEST_ROW:] if label in codes]
+        if self._config.memory == "near_only":
+            row = row[-1:]
+        if self._config.question == "plain" or self._config.memory == "near_picture_only" or not row:
+            return _RANK_QUESTION.format(choices=_table(order))
+        return _CODED_QUESTION.format(choices=_table(order), row=" ".join(row))
 
     def rationale(self, request: PlanRequest, choices: Sequence[str], caption: str = "") -> Prompt:
         """Ask for the whole structured response (the paper's planning prompt); `rationale_schema` holds it to its form."""

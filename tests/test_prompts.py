@@ -125,6 +125,32 @@ def test_little_knowledge_is_a_line_per_action_or_their_names_and_keeps_the_rule
     assert text.partition("Actions done so far")[2] == ranked().partition("Actions done so far")[2]
 
 
+def test_a_coded_question_tells_the_last_actions_in_the_codes_of_its_choices() -> None:
+    made = factory(question="coded")
+    assert factory().choices("Dissection") == tuple(name for name in PACK.action_names if name != "Dissection")
+    assert made.choices("Dissection") == PACK.action_names
+    for order in (PACK.action_names, PACK.action_names[::-1]):
+        [prompt] = made.ranking(REQUEST, [order])
+        codes = dict(zip(order, CODES, strict=False))
+        row = [codes[label] for label in ("Tissue Retraction", "Dissection", "Vessel Clipping")]
+        assert f"In codes, oldest first: {' '.join(row)}\n" in words(prompt)
+
+
+def test_a_coded_question_is_bounded_and_tells_no_more_than_the_memory_s_form() -> None:
+    long = msgspec.structs.replace(REQUEST, memory=msgspec.structs.replace(MEMORY, clips=MEMORY.clips * 40))
+
+    def row(request: PlanRequest = REQUEST, **settings: Any) -> str:
+        [prompt] = factory(question="coded", **settings).ranking(request, [PACK.action_names])
+        return words(prompt).partition("oldest first: ")[2].partition("\n")[0]
+
+    assert len(row(long).split()) == 16
+    assert row() == "C A B"
+    assert row(memory="near_only") == "B"
+    assert row(memory="near_picture_only") == ""
+    nothing = msgspec.structs.replace(REQUEST, memory=msgspec.structs.replace(MEMORY, clips=(), current=None))
+    assert row(nothing) == ""
+
+
 def test_all_frames_come_with_their_labels_before_the_near_one() -> None:
     earlier = NearPicture(seq=2, pts_s=30.0, action="Tissue Retraction", width=1, height=1, rgb=b"xyz")
     text = ranked(msgspec.structs.replace(REQUEST, pictures=(earlier, SHOT)), memory="all_frames_with_labels")
@@ -160,6 +186,7 @@ def test_the_digest_tells_forms_apart_and_is_stable() -> None:
         {"form": "indirect"},
         {"knowledge": "short"},
         {"knowledge": "none"},
+        {"question": "coded"},
     ]
     assert len({factory(**settings).digest for settings in told_apart}) == len(told_apart)
     assert factory().digest == factory().digest

@@ -62,7 +62,7 @@ class RankLane:
         """
         prompts, codes, asked = [], [], []
         for index, request in enumerate(requests):
-            choices = choices_of(self._actions, request.memory.current)
+            choices = self._factory.choices(request.memory.current)
             orders = cyclic_orders(choices, self._permutations)
             prompts += self._factory.ranking(request, orders, captions[index] if captions else "")
             codes += [CODES[: len(choices)]] * len(orders)
@@ -78,12 +78,14 @@ class RankLane:
                 for place, row in zip(same, rows, strict=True):
                     scores[place] = row
         beliefs, start = [], 0
-        for orders in asked:
-            beliefs.append(self._belief(orders, scores[start : start + len(orders)]))
+        for request, orders in zip(requests, asked, strict=True):
+            beliefs.append(self._belief(orders, scores[start : start + len(orders)], request.memory.current))
             start += len(orders)
         return beliefs
 
-    def _belief(self, orders: Sequence[Sequence[str]], scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _belief(
+        self, orders: Sequence[Sequence[str]], scores: Sequence[NDArray[np.float64]], current: str | None
+    ) -> NDArray[np.float64]:
         log_mean = np.full(len(self._actions), _SILENT)
         place = {action: index for index, action in enumerate(self._actions)}
         total = np.zeros(len(orders[0]))
@@ -95,10 +97,11 @@ class RankLane:
             by_action = dict(zip(order, row - _log_sum_exp(row), strict=True))
             total += np.array([by_action[action] for action in orders[0]])
         for action, mean in zip(orders[0], total / len(orders), strict=True):
-            log_mean[place[action]] = mean
-        given = int(np.isfinite(log_mean).sum())
-        if given < min(RANKED, len(orders[0])):
-            raise BackendError(f"the model gives only {given} of {len(orders[0])} actions a probability")
+            if action != current:  # listed for its code's sake at most, and never next
+                log_mean[place[action]] = mean
+        given, possible = int(np.isfinite(log_mean).sum()), len(choices_of(orders[0], current))
+        if given < min(RANKED, possible):
+            raise BackendError(f"the model gives only {given} of {possible} actions a probability")
         belief = np.exp((log_mean - log_mean.max()) / self._temperature)
         normalised: NDArray[np.float64] = belief / belief.sum()
         return normalised

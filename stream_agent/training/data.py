@@ -268,7 +268,7 @@ def _made(
 ) -> list[Example]:
     actions = factory.pack.action_names
     memory = request.memory
-    choices = list(choices_of(actions, memory.current))
+    choices = list(factory.choices(memory.current))
     draw.shuffle(choices)
     following = sample.following or None
     if factory.config.memory != "labels_only" and not (request.pictures or caption):

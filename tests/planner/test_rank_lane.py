@@ -81,6 +81,16 @@ def test_several_requests_are_one_batch() -> None:
     assert found[0] == pytest.approx(belief(lane()))
 
 
+def test_the_action_going_on_is_listed_in_a_coded_question_and_still_never_next() -> None:
+    backend = RehearsedBackend(config(rehearsed_scores=[{"beliefs": {"Aspiration": 0.0, DISSECTION: -3.0}}]))
+    found = belief(lane(backend, question="coded"))
+    [(_, _, prompts)] = backend.calls
+    assert len(prompts) == 5, "every action in every place"
+    assert found[ACTIONS.index("Aspiration")] == 0
+    assert found.sum() == pytest.approx(1)
+    assert np.count_nonzero(found) == 4
+
+
 class Telling:
     """A backend that gives these scores."""
 

@@ -24,7 +24,7 @@ def prompt_renderer(planner: str, pack_folder: Path) -> Callable[[PlanRequest], 
     factory = PromptFactory(pack, config)
 
     def render(request: PlanRequest) -> list[str]:
-        order = [action for action in pack.action_names if action != request.memory.current]
+        order = factory.choices(request.memory.current)
         sizes = [f"[picture of frame {picture.seq}, {picture.width}x{picture.height}]" for picture in request.pictures]
         dots = tuple(msgspec.structs.replace(picture, width=1, height=1, rgb=b"\0\0\0") for picture in request.pictures)
         prompt = factory.ranking(msgspec.structs.replace(request, pictures=dots), [order])[0]
