@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,41 @@ def sft(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 
 
 @train.command()
+@click.option("--config", "preset", type=_FILE, help="YAML file of a training: its data and planner decide.")
+@click.option("--out", type=_FILE, required=True, help="Folder to make; must not hold anything.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def export(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
+    """Write a training's conversations in the layout that LLaMA-Factory reads."""
+    from stream_agent.training import export as exporter
+    from stream_agent.training.config import load_training
+
+    # No model is asked, and none needs to be there.
+    counts = exporter.export(load_training(preset, ("planner.model=none", *settings)), out)
+    click.echo(f"{out}: {', '.join(f'{count} conversations to {part}' for part, count in counts.items())}")
+    return 0
+
+
+@train.command()
+@click.option("--adapter", type=_FILE, required=True, help="Folder that a training wrote.")
+@click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
+@click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
+@click.option("--model", type=_FILE, help="The base model's folder, where it is not where it was in training.")
+@click.option("--out", type=_FILE, help="JSON file to write; never overwritten.")
+def evaluate(adapter: Path, sap: Path, signals: Path | None, model: Path | None, out: Path | None) -> int:
+    """Rank the 57 test samples with a text adapter, its base, the statistical planner and both fused."""
+    _require("torch", "transformers", "peft", "llguidance")
+    if out is not None and out.exists():
+        raise ConfigError(f"--out {out} exists and is never overwritten; name another file")
+    from stream_agent.training import adapter_report
+
+    found = adapter_report.evaluate(adapter, sap, signals=signals, model=model, say=click.echo)
+    click.echo(adapter_report.table(found))
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+@train.command()
 @click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
 @click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
 @click.option("--frames", type=_FILE, help="Folder of VIDnn/nnnnnn.png, for prompts that show frames.")
@@ -122,6 +158,29 @@ def calibration(
         captions=NearCaptions(captions) if captions is not None else None,
         say=click.echo,
     )
+    return 0
+
+
+@train.command()
+@click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_distill.yaml.")
+@click.option(
+    "--out", type=_FILE, required=True, help="Folder to write the adapter to; OUT.responses takes the answers."
+)
+@click.option("--ask-only", is_flag=True, help="Have the teacher answer, and train nothing.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def distill(preset: Path | None, out: Path, ask_only: bool, settings: tuple[str, ...]) -> int:
+    """Have a teacher answer training samples, keep what proves right, and teach it to a student."""
+    from stream_agent.config import load_tree
+    from stream_agent.training.distill import DistillTraining
+
+    config = load_tree(DistillTraining, preset, settings)
+    _require("torch", "transformers", "trl", "peft", "datasets")
+    from stream_agent.training import student
+
+    if ask_only:
+        student.ask(config, out.with_name(out.name + student.ANSWERS), say=click.echo)
+    else:
+        student.train(config, out, say=click.echo)
     return 0
 
 

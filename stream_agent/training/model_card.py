@@ -8,7 +8,7 @@ from typing import Any
 from stream_agent.procedure import ProcedurePack
 from stream_agent.training.config import TrainingConfig
 
-_TERMS = """\
+TERMS = """\
 Fitted on labels of CholecT50-SAP (Xu et al., *Surgical Action Planning with Large Language Models*, 2025), derived from CholecT50
 (Nwoye et al., Medical Image Analysis 78, 2022): **CC BY-NC-SA 4.0**, non-commercial use, attribution, share alike. The base model
 keeps its own licence."""
@@ -42,7 +42,7 @@ An adapter of `{record["base"]}` (digest {record["base_digest"]}) that ranks the
 
 ## Data and terms
 
-{_TERMS}
+{TERMS}
 
 - Protocol: {config.data.track} track, {config.data.history} history, label noise {config.data.noise:g}.
 - Examples per task: {", ".join(f"{task} {count}" for task, count in data["examples"].items())}.
