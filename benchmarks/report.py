@@ -8,6 +8,7 @@ method of the same run, and a row tells its rounds, so that compare.py knows how
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -103,6 +104,28 @@ def row_of(
 def figure(method: str, case: str, n: int, ratio: float | None = None, **more: object) -> Row:
     """A row that tells something else than times."""
     return Row(method, case, float("nan"), float("nan"), float("nan"), n, ratio, more)
+
+
+def on_off_rows(rounds_ms: dict[str, list[list[float]]], **more: object) -> list[Row]:
+    """Two rows, without something and with it, in this order; the second tells its p99 over the first's.
+
+    A round's p99 hangs on one or two of its frames, so the ratio is of all rounds together; `round_ratios` are those of single
+    rounds, and their range is the noise.
+    """
+    (off, without), (on, having) = rounds_ms.items()
+    rows = [row_of("ours", case, rounds, max_ms=_largest(rounds)) for case, rounds in ((off, without), (on, having))]
+    of_rounds = [
+        quantiles_ms(own)[2] / quantiles_ms(other)[2]
+        for own, other in zip(having, without, strict=True)
+        if own and other
+    ]
+    told = {"round_ratios": of_rounds, "p50_ratio": rows[1].p50_ms / rows[0].p50_ms, **more}
+    ratio = rows[1].p99_ms / rows[0].p99_ms
+    return [rows[0], dataclasses.replace(rows[1], ratio=ratio, more={**rows[1].more, **told})]
+
+
+def _largest(rounds_ms: Sequence[Sequence[float]]) -> float:
+    return max((value for one in rounds_ms for value in one), default=float("nan"))
 
 
 @dataclass(slots=True)

@@ -27,10 +27,12 @@ BENCHMARKS = (
     "recognise",
     "planner",
     "accuracy_latency",
+    "dashboard",
+    "recording",
 )
 """Every benchmark, in the order they are run in."""
 
-RATIOS = ("ratio", "x_ours", "x_memcpy", "x_floor")
+RATIOS = ("ratio", "p50_ratio", "x_ours", "x_memcpy", "x_floor")
 """Keys of a row whose both sides were measured in one run."""
 
 TARGETS = configs_directory() / "targets.yaml"
