@@ -26,7 +26,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stream_agent.config import BackendConfig, PlannerConfig, Section
 from stream_agent.errors import UNDECODABLE, BackendError, ConfigError
@@ -36,6 +36,7 @@ from stream_agent.messages import NearPicture, PlanRequest
 from stream_agent.planner.backends.protocol import Backend, Call
 from stream_agent.planner.rank_lane import RankLane, choices_of
 from stream_agent.prompts import LONGEST_CAPTION, PromptFactory, quoted, rationale_schema
+from stream_agent.training.config import TrainingConfig
 from stream_agent.training.data import Captions, Pictures, require_training_only
 from stream_agent.training.rewards import Situation, broken_rules, objections
 
@@ -62,6 +63,9 @@ class DistillConfig(Section):
     teacher: BackendConfig | None = Field(
         default=None, description="The model that writes; as `planner`, without its other keys."
     )
+    signals: Path | None = Field(
+        default=None, description="Folder of 1 Hz instruments (videoNN.csv), against which captions are checked."
+    )
     plans: int = Field(default=63, ge=0, le=10_000, description="Written plans to keep; the paper's budget.")
     captions: int = Field(default=55, ge=0, le=10_000, description="Captions to keep; the paper's budget.")
     plan_tokens: int = Field(default=400, ge=32, le=4096, description="Longest written plan.")
@@ -72,6 +76,23 @@ class DistillConfig(Section):
         default=1.0, gt=0, le=20, description="Softens the teacher's and the student's belief before they are compared."
     )
     seed: int = Field(default=0, ge=0, description="Of the order in which samples are asked about.")
+
+
+class DistillTraining(TrainingConfig):
+    """The configuration of `train distill`."""
+
+    distill: DistillConfig = DistillConfig()
+
+    @model_validator(mode="after")
+    def _names_what_it_needs(self) -> DistillTraining:
+        if self.data.sap is None:
+            raise ValueError("data.sap is unset; set data.sap=FILE to your total_video_info.json")
+        if self.planner.memory != "labels_only" and self.data.frames is None and self.data.captions is None:
+            raise ValueError(
+                f"planner.memory={self.planner.memory} shows frames or tells captions of them; set data.frames=DIR (the teacher "
+                "captions them in the indirect form), data.captions=FILE, or planner.memory=labels_only"
+            )
+        return self
 
 
 class Response(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -201,6 +222,7 @@ class Teacher:
         found: Sequence[Sample],
         book: Responses,
         *,
+        also_captioned: Sequence[Sample] = (),
         pictures: Pictures | None = None,
         captions: Captions | None = None,
         told: Callable[[str], None] = lambda _line: None,
@@ -210,23 +232,25 @@ class Teacher:
         Args:
             found: Training samples, with instruments where a caption is to be checked against them.
             book: Where answers go.
+            also_captioned: Samples whose frames are described and nothing else: those to choose by.
             pictures: Frames, for captions and the direct form.
-            captions: Words for frames that are known already; the teacher's own come before them.
+            captions: Words for frames that are known already; then the teacher describes none.
             told: Hears of every sample.
 
         Raises:
             ConfigError: A sample is of a test video, or the teacher's codes are not single tokens.
             BackendError: The teacher is gone, or failed several times in a row.
         """
-        require_training_only(sample.question.video for sample in found)
+        require_training_only(sample.question.video for sample in (*found, *also_captioned))
         self._lane.check_codes()
-        order = list(found)
-        random.Random(self._config.seed).shuffle(order)
-        budgets: tuple[tuple[TaughtTask, int], ...] = (
-            ("caption", self._config.captions),
-            ("plan", self._config.plans),
+        shuffled, described = list(found), [*found, *also_captioned]
+        random.Random(self._config.seed).shuffle(shuffled)
+        random.Random(self._config.seed).shuffle(described)
+        budgets: tuple[tuple[TaughtTask, int, list[Sample]], ...] = (
+            ("caption", 0 if captions is not None else self._config.captions, described),
+            ("plan", self._config.plans, shuffled),
         )
-        for task, budget in budgets:
+        for task, budget, order in budgets:
             failures = 0
             for sample in order:
                 video, index = sample.question.video, sample.index
