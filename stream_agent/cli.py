@@ -1,4 +1,4 @@
-"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `models`, `replay`, `recording`, `bench`.
+"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `ablate`, `models`, `replay`, `recording`, `bench`.
 
 A mistake of the outside world is one message on stderr, never a traceback; the exit code tells its kind (errors.py).
 Options and `section.key=value` overrides may come in any order.
@@ -64,6 +64,7 @@ def commands() -> None:
 
 commands.add_command(evaluation.dataset)
 commands.add_command(evaluation.evaluate)
+commands.add_command(evaluation.ablate)
 commands.add_command(training.train)
 commands.add_command(gate.models)
 commands.add_command(bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shlex
 import statistics
@@ -19,6 +20,7 @@ from stream_agent import __version__
 from stream_agent.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stream_agent.evaluation.ablation import Ablation, Answered, Skipped, Study
     from stream_agent.evaluation.dataset import SapClip
     from stream_agent.evaluation.protocols import ProtocolName, Run
     from stream_agent.evaluation.samples import Videos
@@ -219,6 +221,7 @@ def evaluate(
     made = report.report(done, videos, streaming.answered)
     about: dict[str, object] = {
         "command": _command(
+            "evaluate",
             sap=[sap],
             signals=[signals],
             frames=[frames],
@@ -258,6 +261,121 @@ def evaluate(
         raise ConfigError("no sample was scored: every fold lacks videos to fit on or to ask; exclude fewer videos")
     click.echo(f"wrote {', '.join(path.name for path in (*written, *plots))} to {out}")
     return 0
+
+
+@click.command()
+@click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
+@click.option("--only", multiple=True, metavar="NAME", help="These ablations alone; all when left out.")
+@click.option("--videos", multiple=True, metavar="VID,…", help="Ask about these videos alone; all when left out.")
+@click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
+@click.option("--frames", type=_FILE, help="Folder of VIDnn/nnnnnn.png of training videos, for models that see.")
+@click.option("--captions", type=_FILE, help="Captions as lines of JSON, for planner.form=indirect.")
+@click.option(
+    "--model", "models", multiple=True, type=_FILE, help="A model of another size; for model_size, twice or more."
+)
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="An adapter; for mixed_tasks.")
+@click.option("--config", "preset", type=_FILE, help="YAML preset that names the model.")
+@click.option("--out", type=_FILE, required=True, help="Folder to write report.md, results.json and figures to.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def ablate(
+    sap: Path,
+    only: tuple[str, ...],
+    videos: tuple[str, ...],
+    signals: Path | None,
+    frames: Path | None,
+    captions: Path | None,
+    models: tuple[Path, ...],
+    adapters: tuple[str, ...],
+    preset: Path | None,
+    out: Path,
+    settings: tuple[str, ...],
+) -> int:
+    """Ask a language model about every sample, one thing changed at a time: memory, knowledge, noise, orders, fusion."""
+    import asyncio
+
+    from stream_agent.config import load_config
+    from stream_agent.evaluation.ablation import Study, ablations
+    from stream_agent.evaluation.dataset import load_presence, load_sap
+    from stream_agent.procedure import load_pack
+    from stream_agent.training.near_frames import NearCaptions
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("matplotlib is not installed, and figures need it; pip install stream-agent[eval]")
+    config = load_config(preset, settings)
+    if config.planner.kind in ("none", "scripted"):
+        raise ConfigError(
+            f"planner.kind={config.planner.kind} is no language model; choose transformers, vllm, openai or rehearsed"
+        )
+    known = ablations(models if len(models) > 1 else (), _adapters(adapters))
+    chosen = _names(only) or list(known)
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(f"--only {','.join(unknown)}: no such ablation; there are {', '.join(known)}")
+    all_videos = load_sap(sap)
+    asked = _names(videos) or sorted(all_videos)
+    if unknown := [name for name in asked if name not in all_videos]:
+        raise ConfigError(
+            f"--videos {','.join(unknown)}: no such video in {sap}; it has {', '.join(sorted(all_videos)[:4])} …"
+        )
+    kept = {name: all_videos[name] for name in asked}
+    _make(out)
+    pack = load_pack(config.procedure.pack)
+    study = Study(
+        config=config,
+        pack=pack,
+        videos=kept,
+        presence=load_presence(signals, kept) if signals is not None else {},
+        frames=frames,
+        captions=NearCaptions(captions) if captions is not None else None,
+        tell=click.echo,
+    )
+    about: dict[str, object] = {
+        "command": _command(
+            "ablate",
+            settings,
+            sap=[sap],
+            only=chosen,
+            videos=_names(videos),
+            signals=[signals],
+            frames=[frames],
+            captions=[captions],
+            model=models,
+            adapter=adapters,
+            config=[preset],
+        ),
+        "model": "",
+        "videos": f"{len(kept)}, {_counted(kept)}",
+        "version": __version__,
+    }
+    paths = asyncio.run(_ablated(study, [known[name] for name in chosen], out, about))
+    click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}")
+    return 0
+
+
+async def _ablated(study: Study, chosen: Sequence[Ablation], out: Path, about: dict[str, object]) -> list[Path]:
+    """One ablation after another; the report is written after each, so that a run that is stopped leaves what it has."""
+    from stream_agent.evaluation.ablation_report import write
+
+    results: list[tuple[Ablation, list[Answered | Skipped]]] = []
+    paths: list[Path] = []
+    try:
+        for ablation in chosen:
+            click.echo(f"{ablation.name}: {ablation.question}")
+            results.append((ablation, [await study.answer(variant) for variant in ablation.variants]))
+            about["model"] = study.model_name
+            paths = write(results, out, study.pack.action_names, about)
+    finally:
+        await study.close()
+    return paths
+
+
+def _adapters(given: Sequence[str]) -> dict[str, Path]:
+    found = {}
+    for one in given:
+        name, equals, path = one.partition("=")
+        if not (name.isidentifier() and equals and path):
+            raise ConfigError(f"--adapter {one} is not NAME=DIR; write for example plan=runs/sft/adapter")
+        found[name] = Path(path)
+    return found
 
 
 def _plots(done: Run, videos: Videos, out: Path) -> tuple[Path, ...]:
@@ -313,14 +431,14 @@ def _names(given: Iterable[str]) -> list[str]:
     return sorted({name.strip() for part in given for name in part.split(",") if name.strip()})
 
 
-def _command(**options: Sequence[object]) -> str:
+def _command(name: str, settings: Sequence[str] = (), **options: Sequence[object]) -> str:
     """The command line that gives the same numbers."""
-    words = ["run_agent.py", "evaluate"]
-    for name, values in options.items():
+    words = ["run_agent.py", name]
+    for option, values in options.items():
         for value in values:
             if value is not None:
-                words += [f"--{name.replace('_', '-')}", str(value)]
-    return f"`{shlex.join(words)} --out DIR`"
+                words += [f"--{option.replace('_', '-')}", str(value)]
+    return f"`{shlex.join([*words, *settings])} --out DIR`"
 
 
 def _counted(videos: Videos) -> str:
