@@ -307,7 +307,7 @@ def ablate(
             f"planner.kind={config.planner.kind} is no language model; choose transformers, vllm, openai or rehearsed"
         )
     known = ablations(models if len(models) > 1 else (), _adapters(adapters))
-    chosen = _names(only) or list(known)
+    chosen = list(dict.fromkeys(name.strip() for part in only for name in part.split(","))) or list(known)
     if unknown := [name for name in chosen if name not in known]:
         raise ConfigError(f"--only {','.join(unknown)}: no such ablation; there are {', '.join(known)}")
     all_videos = load_sap(sap)
