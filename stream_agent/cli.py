@@ -1,4 +1,4 @@
-"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `ablate`, `train`, `replay`, `bench` and more.
+"""The command line: `run`, `grab`, `doctor`, `keys`, `config`, `dataset`, `evaluate`, `ablate`, `train`, `replay` and others.
 
 A mistake of the outside world is one message on stderr, never a traceback; the exit code tells its kind (errors.py).
 Options and `section.key=value` overrides may come in any order.
