@@ -52,13 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sap", type=Path, required=True, help="total_video_info.json of CholecT50-SAP")
     parser.add_argument("--train", action="store_true", help="ask about the training samples, to choose settings by")
+    parser.add_argument(
+        "--track", choices=TRACKS, default="official", help="causal asks a second earlier (default: %(default)s)"
+    )
     parser.add_argument("settings", nargs="*", metavar="planner.key=value")
     given = parser.parse_args(argv)
     asked = [
         sample
         for video, clips in load_sap(given.sap).items()
         if video in (TRAIN_VIDEOS if given.train else TEST_VIDEOS)
-        for sample in samples(clips, track="official", history="action_reg")
+        for sample in samples(clips, track=given.track, history="action_reg")
     ]
     try:
         answers, spent = asyncio.run(rank(asked, given.settings))
