@@ -48,6 +48,10 @@ class Browser:
         ack = f'{{"type":"ack","n":{number}}}'.encode()
         self._writer.write(bytes((0x81, 0x80 | len(ack), 0, 0, 0, 0)) + ack)  # masked with zeros
 
+    def close(self) -> None:
+        """Close the page."""
+        self._writer.close()
+
     async def _message(self) -> bytes:
         """The next text or picture."""
         while True:
@@ -65,14 +69,17 @@ async def picture_ages_ms(port: int, seconds: float, settle_s: float) -> tuple[l
     ages_ms: list[float] = []
     seen_ns: list[int] = []
     begin_s = time.monotonic() + settle_s
-    async with asyncio.timeout(seconds + settle_s + 30.0):
-        while time.monotonic() < begin_s + seconds:
-            number, picture = await browser.batch()
-            now_ns = time.monotonic_ns()
-            browser.answer(number)
-            if picture and now_ns / 1e9 >= begin_s:
-                ages_ms.append(now_ns / 1e6 - HEAD.unpack_from(picture)[0])
-                seen_ns.append(now_ns)
+    try:
+        async with asyncio.timeout(seconds + settle_s + 30.0):
+            while time.monotonic() < begin_s + seconds:
+                number, picture = await browser.batch()
+                now_ns = time.monotonic_ns()
+                browser.answer(number)
+                if picture and now_ns / 1e9 >= begin_s:
+                    ages_ms.append(now_ns / 1e6 - HEAD.unpack_from(picture)[0])
+                    seen_ns.append(now_ns)
+    finally:
+        browser.close()
     gaps_ms = [(after - before) / 1e6 for before, after in pairwise(seen_ns)]
     return ages_ms, gaps_ms
 
