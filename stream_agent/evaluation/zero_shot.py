@@ -21,7 +21,7 @@ from stream_agent.errors import ConfigError, StreamAgentError
 from stream_agent.evaluation.dataset import TEST_VIDEOS, TRAIN_VIDEOS, load_sap
 from stream_agent.evaluation.metrics import Outcome, re_slacc, re_vlacc, slacc, vlacc
 from stream_agent.evaluation.model_beliefs import LanguageModel, outcomes
-from stream_agent.evaluation.samples import Sample, samples
+from stream_agent.evaluation.samples import TRACKS, Sample, samples
 from stream_agent.procedure import load_pack
 
 
