@@ -126,10 +126,9 @@ def rollback(kind: Kind | None, folder: Path, pack: Path) -> int:
     """Go back to the version that was in use before the present one was promoted."""
     from stream_agent.models.registry import Registry
 
-    registry = Registry(folder)
+    registry = Registry(_existing(folder))
     procedure = _procedure(pack)
     chosen = kind or _only_kind(registry, procedure)
-    _existing(folder)
     with registry.changing():
         left, back = registry.roll_back(chosen, procedure)
     without = "the pack's own model" if chosen == "statistical" else "the base model without adapter"
