@@ -19,6 +19,7 @@ from typing import Any
 
 from stream_agent.training.checkpoints import checkpoints_beside, last_checkpoint, versions
 from stream_agent.training.config import TrainingConfig
+from stream_agent.training.ended_early import EndedEarly
 from stream_agent.training.lora import IGNORED, Batches, load_base, require_free, save_adapter, with_adapter
 from stream_agent.training.model_card import model_card
 from stream_agent.training.teaching import Teaching, teaching
@@ -48,8 +49,12 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
     last = last_checkpoint(checkpoints)
     if last is not None:
         say(f"going on from {last}")
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    early = EndedEarly()
+    trainer.add_callback(early)
+    with early.listening(say):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     record = _record(config, lesson, trainer, model, base)
+    record["ended_early"] = early.asked
     record["digest"] = save_adapter(
         trainer.model,
         out,

@@ -250,6 +250,19 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     assert not checkpoints.exists()
 
 
+def test_ctrl_c_ends_a_training_with_the_best_step_so_far(tiny: Tiny, sap: Path, tmp_path: Path) -> None:
+    config = settings(sap, tiny("qwen2"), stopping__every_steps=2, optimiser__max_steps=40)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("epoch") and "step 4:" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    record = train(config, tmp_path / "adapter", say=interrupt)
+    assert record["ended_early"] and 4 <= record["steps"] <= 6 and record["kept_step"] in (2, 4, 6)
+    assert adapter_directory(tmp_path / "adapter") and signal.getsignal(signal.SIGINT) is before
+
+
 def test_checkpoints_of_another_configuration_are_not_gone_on_from(tiny: Tiny, sap: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter.checkpoints").mkdir()
     (tmp_path / "adapter.checkpoints" / "training.json").write_text("{}")
@@ -293,6 +306,21 @@ def test_one_row_has_the_loss_and_the_gradient_of_the_examples_side_by_side(tiny
     with torch.no_grad():
         own = [model(**{**one, "use_cache": False}).loss.item() for one in alone]
     assert np.mean(own) == pytest.approx(side[0], rel=1e-4)
+
+
+def test_an_adapter_of_another_model_is_refused_and_not_half_used(tiny: Tiny, sap: Path, tmp_path: Path) -> None:
+    """What finds no place in a model of one layer less is only logged by transformers, which goes on."""
+    train(
+        settings(sap, tiny("qwen2"), optimiser__max_steps=1, data__validation=0),
+        tmp_path / "adapter",
+        say=lambda _: None,
+    )
+    smaller = tiny_models.build("qwen2", tmp_path / "smaller", hidden_layers=1)
+    config = BackendConfig.model_validate(
+        {"kind": "transformers", "model": smaller, "device": "cpu", "adapters": {"taught": tmp_path / "adapter"}}
+    )
+    with pytest.raises(ConfigError, match="name an adapter of this very model"):
+        asyncio.run(TransformersBackend(config).start())
 
 
 def test_only_the_last_layers_are_adapted_where_that_is_wanted(tiny: Tiny, sap: Path) -> None:

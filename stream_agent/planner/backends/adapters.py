@@ -13,7 +13,9 @@ from stream_agent.planner.model_files import MANIFEST
 LARGEST_RANK: Final = 64
 """vLLM takes room for adapters of this rank."""
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS: Final = "adapter_model.safetensors"
+"""As peft names it."""
+
 _SETTINGS = "adapter_config.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 
@@ -25,8 +27,8 @@ def adapter_directory(path: Path) -> Path:
         ConfigError: It is none, holds a pickle, has too large a rank, or differs from the sums beside it.
     """
     settings = path / _SETTINGS
-    if not (path / _WEIGHTS).is_file() or not settings.is_file():
-        raise ConfigError(f"adapter {path} has no {_WEIGHTS} with {settings.name}; save it with peft's save_pretrained")
+    if not (path / WEIGHTS).is_file() or not settings.is_file():
+        raise ConfigError(f"adapter {path} has no {WEIGHTS} with {settings.name}; save it with peft's save_pretrained")
     pickled = next((found for found in sorted(path.rglob("*")) if found.suffix in _PICKLES), None)
     if pickled is not None:
         raise ConfigError(f"{pickled} may hold a pickle, which runs code when it is read; delete it")

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from stream_agent.config import BackendConfig
 from stream_agent.errors import BackendError, ConfigError
-from stream_agent.planner.backends.adapters import adapter_directory
+from stream_agent.planner.backends.adapters import WEIGHTS, adapter_directory
 from stream_agent.planner.backends.causal import CausalModel, Encoded, log_probabilities
 from stream_agent.planner.backends.deadline import ExpiredError, until
 from stream_agent.planner.backends.proof import prove
 from stream_agent.planner.backends.protocol import TOO_LONG_REMEDY, Call, Capabilities, Prompt, Usage
-from stream_agent.planner.model_files import ModelFiles, go_offline, verified
+from stream_agent.planner.model_files import ModelFiles, go_offline, read_header, verified
 
 ResultT = TypeVar("ResultT")
 
@@ -188,6 +188,14 @@ class TransformersBackend:
                 raise ConfigError(
                     f"planner.adapters: {name} at {path} does not load ({first}); name an adapter of this very model"
                 ) from error
+            # transformers only logs what finds no place, and answers with the rest.
+            held = len(read_header(folder / WEIGHTS))
+            found = sum(f".{name}." in part for part, _ in self._model.model.named_parameters())
+            if found != held:
+                raise ConfigError(
+                    f"planner.adapters: {name} at {path} holds {held} matrices, this model has places for {found}; name an adapter "
+                    "of this very model"
+                )
         self._model.model.eval()  # no dropout of a new adapter
 
     def _choose_adapter(self, name: str) -> None:
