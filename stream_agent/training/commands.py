@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -102,15 +103,20 @@ def export(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 @click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
 @click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
 @click.option("--model", type=_FILE, help="The base model's folder, where it is not where it was in training.")
+@click.option(
+    "--keep", type=_FILE, help="Folder that keeps the beliefs of base and statistical planner for the next adapter."
+)
 @click.option("--out", type=_FILE, help="JSON file to write; never overwritten.")
-def evaluate(adapter: Path, sap: Path, signals: Path | None, model: Path | None, out: Path | None) -> int:
+def evaluate(
+    adapter: Path, sap: Path, signals: Path | None, model: Path | None, keep: Path | None, out: Path | None
+) -> int:
     """Rank the 57 test samples with a text adapter, its base, the statistical planner and both fused."""
     _require("torch", "transformers", "peft", "llguidance")
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists and is never overwritten; name another file")
     from stream_agent.training import adapter_report
 
-    found = adapter_report.evaluate(adapter, sap, signals=signals, model=model, say=click.echo)
+    found = adapter_report.evaluate(adapter, sap, signals=signals, model=model, keep=keep, say=click.echo)
     click.echo(adapter_report.table(found))
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -216,6 +222,51 @@ def grpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 
     trainer.train(config, out, say=click.echo)
     return 0
+
+
+@train.command()
+@click.argument("method", type=click.Choice(["sft", "distill", "dpo", "grpo"]))
+@click.option("--config", "preset", type=_FILE, help="YAML file of the method's training.")
+@click.option("--start-config", type=_FILE, help="YAML file of the fine-tuning before it, done anew for each part.")
+@click.option(
+    "--parts", type=click.IntRange(1, 35), default=5, show_default=True, help="1 asks about the validation videos."
+)
+@click.option("--out", type=_FILE, required=True, help="Folder for the adapters and the evaluation record, gate.json.")
+@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+def gate(
+    method: Literal["sft", "distill", "dpo", "grpo"],
+    preset: Path | None,
+    start_config: Path | None,
+    parts: int,
+    out: Path,
+    settings: tuple[str, ...],
+) -> int:
+    """Cross-validate METHOD on training videos, write the record for `models promote`, and say whether it may ship.
+
+    Settings of data, planner, procedure, lora and seed hold for --start-config, too. Exit status 1: it does not ship.
+    """
+    from stream_agent.config import load_tree
+    from stream_agent.training import adapter_gate
+    from stream_agent.training.config import TrainingConfig, load_training
+    from stream_agent.training.distill import DistillTraining
+    from stream_agent.training.grpo import GroupTraining
+    from stream_agent.training.preference import PreferenceTraining
+
+    kinds: dict[str, type[TrainingConfig]] = {
+        "sft": TrainingConfig,
+        "distill": DistillTraining,
+        "dpo": PreferenceTraining,
+        "grpo": GroupTraining,
+    }
+    tuning = load_tree(kinds[method], preset, settings)
+    shared = ("data.", "planner.", "procedure.", "lora.", "seed=")
+    both = [setting for setting in settings if setting.startswith(shared)]
+    starting = None if start_config is None else load_training(start_config, both)
+    _require("torch", "transformers", "trl", "peft", "datasets")
+    given = ["train", "gate", method, *(["--config", preset] if preset else []), "--parts", parts, *settings]
+    command = shlex.join(["run_agent.py", *map(str, given)])
+    ships = adapter_gate.run(method, tuning, out, parts=parts, starting=starting, command=command, say=click.echo)
+    return 0 if ships else 1
 
 
 def _require(*modules: str) -> None:

@@ -7,7 +7,6 @@ The videos to choose by must be those that the start has not been fitted on eith
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import transformers
 
 from stream_agent.errors import ConfigError
 from stream_agent.planner.backends.causal import CausalModel
+from stream_agent.training.adapter_record import fitted_on
 from stream_agent.training.checkpoints import checkpoints_beside, last_checkpoint, versions
 from stream_agent.training.config import TrainingConfig
 from stream_agent.training.data import require_training_only
@@ -24,7 +24,6 @@ from stream_agent.training.lora import load_base, save_adapter, with_adapter
 from stream_agent.training.model_card import model_card
 from stream_agent.training.teaching import Teaching
 
-_RECORD: Final = "record.json"
 _REFERENCE: Final = "ref"
 """Name under which TRL keeps the frozen copy of the adapter that training began with."""
 
@@ -38,14 +37,7 @@ def fitted_before(config: TrainingConfig) -> tuple[str, ...]:
     start = config.lora.start_from
     if start is None:
         return ()
-    try:
-        record = json.loads((start / _RECORD).read_text(encoding="utf-8"))
-        videos = tuple(sorted({*record["data"]["fitted_on"], *record.get("began_with", {}).get("fitted_on", ())}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"lora.start_from={start} has no {_RECORD} that tells its videos ({type(error).__name__}); name an adapter that "
-            "`train sft` wrote"
-        ) from error
+    videos = fitted_on(start)
     require_training_only(videos)
     return videos
 
