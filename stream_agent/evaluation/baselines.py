@@ -22,6 +22,7 @@ from stream_agent.evaluation.dataset import ACTIONS
 from stream_agent.evaluation.protocols import Forecast, NotRunError, Training
 from stream_agent.evaluation.samples import LONGEST_CHAIN, Question, Sample, Videos, as_memory
 from stream_agent.messages import Plan, PlanRequest
+from stream_agent.planner.statistical import StatisticalPlanner
 
 if TYPE_CHECKING:
     from stream_agent.planner.protocol import Planner
@@ -160,15 +161,19 @@ class PackPlanner:
 
 
 class PlanPredictor:
-    """Questions become plan requests, plans become forecasts; an abstention ranks nothing."""
+    """Questions become plan requests, plans become forecasts; an abstention ranks nothing.
+
+    A planner that can be told that the current action ends is told so where the question says it.
+    """
 
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
+        self._at_changes = planner.told_of_changes() if isinstance(planner, StatisticalPlanner) else planner
 
     def predict(self, question: Question) -> Forecast:
         """The plan's ranking and chain."""
         request = PlanRequest(request_id=1, memory=as_memory(question), deadline_ns=2**62, horizon=LONGEST_CHAIN)
-        return forecast_of(self.planner.plan(request))
+        return forecast_of((self._at_changes if question.at_change else self.planner).plan(request))
 
 
 def forecast_of(plan: Plan) -> Forecast:

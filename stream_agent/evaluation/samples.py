@@ -47,6 +47,7 @@ class Question:
         near_frames_s: Seconds of the near frames, none after `now_s`.
         presence: Instruments in the seconds 0 … `now_s`; None where the video has no signals.
         instrument_use: How each instrument was used in those seconds, as the agent's memory keeps it; empty without signals.
+        at_change: Whether it is part of the question that the action going on ends now, as a sample of the protocol says.
     """
 
     video: str
@@ -56,6 +57,7 @@ class Question:
     near_frames_s: tuple[int, ...] = ()
     presence: Presence | None = None
     instrument_use: tuple[InstrumentUse, ...] = ()
+    at_change: bool = False
 
     @property
     def current(self) -> str | None:
@@ -93,7 +95,7 @@ def samples(
     for place, clip in enumerate(clips):
         if clip.is_sample:
             now_s = clip.start_s if track == "official" else clip.start_s - 1
-            found.append(_sample(clips, place, now_s=now_s, history=history, seen=seen))
+            found.append(_sample(clips, place, now_s=now_s, history=history, seen=seen, at_change=True))
     return found
 
 
@@ -157,7 +159,9 @@ class _Seen:
         return self._presence[: now_s + 1], self._tracker.snapshot()
 
 
-def _sample(clips: Sequence[SapClip], place: int, *, now_s: int, history: History, seen: _Seen) -> Sample:
+def _sample(
+    clips: Sequence[SapClip], place: int, *, now_s: int, history: History, seen: _Seen, at_change: bool = False
+) -> Sample:
     """What is asked at `now_s` about the clip at `place`."""
     past, target, future = clips[:place], clips[place], clips[place : place + LONGEST_CHAIN]
     presence, use = seen.until(now_s)
@@ -171,6 +175,7 @@ def _sample(clips: Sequence[SapClip], place: int, *, now_s: int, history: Histor
             near_frames_s=tuple(second for second in target.near_frames_s if second <= now_s),
             presence=presence,
             instrument_use=use,
+            at_change=at_change,
         ),
         index=target.index,
         target=target.action,

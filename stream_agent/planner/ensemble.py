@@ -8,7 +8,15 @@ s the n-gram's share, a head says
     p(a) ∝ ((1 - s) ((1 - w) f(a) + w l(a)) + s q(a)) ** sharpness,   a ≠ current
 
 No head sees which action is going on as a feature: it only rules that action out. What follows retraction and what follows
-clipping then inform each other, which foresees better (docs/model_card_statistical.md). The file is JSON of numbers, checked
+clipping then inform each other, which foresees better (docs/model_card_statistical.md).
+
+So far the action is taken to end now. Live nobody says so, and in the middle of an action instruments tell what is going on
+rather than what comes next. Where instruments were observed, a logistic model per current action therefore says how much a
+moment looks like an action's end rather than any second of it, each kind being as likely beforehand: e. The answer then is
+
+    e p(a) + (1 - e) q(a)
+
+which is what follows from both kinds of moments if q is right in the middle of an action. The file is JSON of numbers, checked
 before use; nothing in it is run.
 """
 
@@ -30,12 +38,16 @@ from stream_agent.located_yaml import read_text
 from stream_agent.messages import Memory
 from stream_agent.planner.features import instrument_features, instrument_names, label_features, label_names, spoken
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
+_WITHOUT_ENDING: Final = 2
+"""Files of this version say nothing of endings; they are read as well."""
+
 FILE_NAME: Final = "ensemble.json"
 MOST_BYTES: Final = 1_000_000
 _FARTHEST: Final = 5.0
 _LEAST: Final = 1e-4  # so that an action that no leaf knows keeps a probability
 _LOOKED_AT: Final = 12
+_SUREST: Final = 30.0
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -92,6 +104,18 @@ class HeadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forest: Forest | None
 
 
+class Ending(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much a moment looks like the end of the current action.
+
+    Attributes:
+        features: Names of what it looks at, among those of the `full` head.
+        linear: One row of weights and one bias per action; those of the current action are used.
+    """
+
+    features: tuple[str, ...]
+    linear: Linear
+
+
 class EnsembleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `ensemble.json` holds."""
 
@@ -101,6 +125,7 @@ class EnsembleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     instruments: tuple[str, ...]
     labels: HeadFile
     full: HeadFile | None = None
+    ending: Ending | None = None
 
 
 class Head:
@@ -152,17 +177,26 @@ class Ensemble:
         Raises:
             ConfigError: Its parts contradict each other or are for other features than are read here.
         """
-        if file.version != SCHEMA:
-            raise ConfigError(f"version={file.version} is not {SCHEMA}, which is read here; fit the model again")
+        if file.version not in (SCHEMA, _WITHOUT_ENDING):
+            raise ConfigError(
+                f"version={file.version} is none of {_WITHOUT_ENDING} and {SCHEMA}, which are read here; fit the model again"
+            )
         names = label_names(file.actions)
         self._places = {
-            "labels": _places("labels", file.labels, names),
-            "full": [] if file.full is None else _places("full", file.full, names + instrument_names(file.instruments)),
+            "labels": _places("labels", file.labels.features, names),
+            "full": []
+            if file.full is None
+            else _places("full", file.full.features, names + instrument_names(file.instruments)),
         }
         self.file = file
         self.digest = digest
         self.labels = Head(file.labels, len(file.actions))
         self.full = None if file.full is None else Head(file.full, len(file.actions))
+        if file.ending is not None and file.full is None:
+            raise ConfigError("ending looks at what the full head does, which is missing; fit the model again")
+        self._ending = None
+        if file.ending is not None and file.full is not None:
+            self._ending = EndingModel(file.ending, file.full.features, file.actions)
 
     def head(self, memory: Memory) -> tuple[Head, list[float]]:
         """The head that fits what `memory` holds, and the features it looks at."""
@@ -188,6 +222,20 @@ class Ensemble:
         total = math.fsum(powers.values())
         return {action: power / total for action, power in powers.items()}
 
+    def unless_ending(
+        self,
+        memory: Memory,
+        head: Head,
+        features: Sequence[float],
+        told: Mapping[str, float],
+        back_off: Mapping[str, float],
+    ) -> dict[str, float]:
+        """The answer when nobody says that the current action ends now: `told` is `mixed`'s, which takes it to end."""
+        if self._ending is None or head is not self.full or memory.current is None:
+            return dict(told)
+        ending = self._ending.probability(features, memory.current)
+        return {action: ending * told[action] + (1 - ending) * prior for action, prior in back_off.items()}
+
     def covering(self, head: Head, probabilities: Mapping[str, float]) -> tuple[str, ...]:
         """The conformal set, the likeliest first: never empty, and what comes is in it in 90 % of the cases or more."""
         ranked = sorted(probabilities, key=lambda action: -probabilities[action])
@@ -201,6 +249,33 @@ class Ensemble:
         strongest = np.argsort(-pull, kind="stable")[:_LOOKED_AT].tolist()
         told = (spoken(head.file.features[place], features[place]) for place in strongest if pull[place] > 0)
         return list(islice(filter(None, told), most))
+
+
+class EndingModel:
+    """`Ending`, ready to answer from the features of the `full` head."""
+
+    def __init__(self, ending: Ending, features: Sequence[str], actions: Sequence[str]) -> None:
+        """Check and index `ending`; `features` are those of the head.
+
+        Raises:
+            ConfigError: It is not of its features' and actions' size, or looks at what the head does not.
+        """
+        linear = ending.linear
+        _check_linear(linear, len(ending.features), len(actions))
+        self._places = _places("ending", ending.features, features)
+        self._row = {action: place for place, action in enumerate(actions)}
+        self._mean, self._scale = np.array(linear.mean), np.array(linear.scale)
+        self._weights, self._bias = np.array(linear.weights), np.array(linear.bias)
+
+    def probability(self, features: Sequence[float], current: str) -> float:
+        """That the current action ends now; 1 for an action it does not know."""
+        row = self._row.get(current)
+        if row is None:
+            return 1.0
+        x = np.array([features[place] for place in self._places])
+        standard = np.clip((x - self._mean) / self._scale, -_FARTHEST, _FARTHEST)
+        score = float(self._weights[row] @ standard + self._bias[row])
+        return 1.0 / (1.0 + math.exp(-min(max(score, -_SUREST), _SUREST)))
 
 
 class _Trees:
@@ -243,17 +318,17 @@ def load_ensemble(path: Path) -> Ensemble:
         raise ConfigError(f"{path}:1: {error}") from error
 
 
-def _places(head: str, file: HeadFile, names: Sequence[str]) -> list[int]:
-    """Where each feature of a head is among all that are read.
+def _places(part: str, features: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Where each feature of a part of the file is among all that it may look at.
 
     Raises:
         ConfigError: One of them is not read here.
     """
     places = {name: place for place, name in enumerate(names)}
-    unknown = [name for name in file.features if name not in places]
+    unknown = [name for name in features if name not in places]
     if unknown:
-        raise ConfigError(f"{head}.features: '{unknown[0]}' is not read here; fit the model again")
-    return [places[name] for name in file.features]
+        raise ConfigError(f"{part}.features: '{unknown[0]}' is not read here; fit the model again")
+    return [places[name] for name in features]
 
 
 def _depth(forest: Forest) -> int:
@@ -271,15 +346,17 @@ def _check(file: HeadFile, actions: int) -> None:
     Raises:
         ConfigError: The first that cannot.
     """
-    width = len(file.features)
-    linear = file.linear
+    _check_linear(file.linear, len(file.features), actions)
+    if file.forest is not None:
+        _check_forest(file.forest, len(file.features), actions)
+
+
+def _check_linear(linear: Linear, width: int, actions: int) -> None:
     rows = (linear.mean, linear.scale, *linear.weights)
     if any(len(row) != width for row in rows) or len(linear.weights) != actions or len(linear.bias) != actions:
         raise ConfigError("a linear model is not of its features' and actions' size; fit the model again")
     if not all(math.isfinite(value) for row in (*rows, linear.bias) for value in row) or min(linear.scale) <= 0:
         raise ConfigError("a linear model holds values that are not finite, or scales of 0; fit the model again")
-    if file.forest is not None:
-        _check_forest(file.forest, width, actions)
 
 
 def _check_forest(forest: Forest, width: int, actions: int) -> None:

@@ -45,8 +45,15 @@ class StatisticalPlanner:
 
     name = "statistical"
 
-    def __init__(self, pack: ProcedurePack, config: PlannerConfig) -> None:
+    def __init__(self, pack: ProcedurePack, config: PlannerConfig, *, told_of_changes: bool = False) -> None:
+        """Plans from the models of `pack`.
+
+        `told_of_changes` is for questions that are put only where the current action is known to end, as the samples of
+        a benchmark are; live nobody knows, and the plan says what comes next whenever that may be.
+        """
         self._pack = pack
+        self._config = config
+        self._told_of_changes = told_of_changes
         self._model = pack.model
         self._valid_ns = round(config.valid_s * NS_PER_S)
         self._abstain_below = config.abstain_below
@@ -60,6 +67,10 @@ class StatisticalPlanner:
         }
         self._chains: dict[tuple[tuple[str, ...], str, int], tuple[tuple[str, float], ...]] = {}
         self._rationales: dict[tuple[tuple[str, ...], str], str] = {}
+
+    def told_of_changes(self) -> StatisticalPlanner:
+        """The same planner for questions that are put only where the current action is known to end."""
+        return StatisticalPlanner(self._pack, self._config, told_of_changes=True)
 
     def plan(self, request: PlanRequest) -> Plan:
         """Three ranked next actions; an abstention before the first frame, or when too unsure.
@@ -98,6 +109,8 @@ class StatisticalPlanner:
             )
         head, features = self._ensemble.head(memory)
         probabilities = self._ensemble.mixed(head, features, counted)
+        if not self._told_of_changes:
+            probabilities = self._ensemble.unless_ending(memory, head, features, probabilities, counted)
         ranked = []
         for action in _best(probabilities):
             cited = self._ensemble.reasons(head, features, action, most=CITED)

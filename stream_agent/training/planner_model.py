@@ -4,10 +4,11 @@
         --signals ../shared/data/cholec80/phase_tool_1hz --out configs/procedures/cholecystectomy/planner.json
 
 Annotated clips and 1 Hz instrument rows are replayed, strictly before each target begins, into the `Memory` that the agent
-would hold, and read by the agent's own feature code. Settings are chosen by the log loss of 5-fold cross-validation by
-video on samples of the training videos, again without each video where figures are nested. Two tables are reports of
-the fixed settings, refitted without the videos asked about, and nothing was chosen by them: leave-one-video-out over all
-videos, and the test samples. Every run gives the same bytes.
+would hold, and read by the agent's own feature code. The heads are taught what follows where an action ends, the one with
+instruments a few seconds before its end, too; a third part is taught to tell such moments from all the others. Settings are
+chosen by the log loss of 5-fold cross-validation by video on samples of the training videos, again without each video where
+figures are nested. Two tables are reports of the fixed settings, refitted without the videos asked about, and nothing was
+chosen by them: leave-one-video-out over all videos, and the test samples. Every run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,7 @@ from stream_agent.evaluation.dataset import INSTRUMENTS, TEST_VIDEOS, SapClip, l
 from stream_agent.evaluation.metrics import expected_ece
 from stream_agent.instrument_use import InstrumentUseTracker
 from stream_agent.messages import Clip, Memory
-from stream_agent.planner.ensemble import SCHEMA, EnsembleFile, Forest, Head, HeadFile, Linear
+from stream_agent.planner.ensemble import SCHEMA, Ending, EndingModel, EnsembleFile, Forest, Head, HeadFile, Linear
 from stream_agent.planner.features import BACK, instrument_features, instrument_names, label_features, label_names
 from stream_agent.planner.ngram import NgramModel
 from stream_agent.training import statistical
@@ -36,6 +37,17 @@ from stream_agent.training import statistical
 ACTIONS: Final = statistical.ACTIONS
 TREES: Final = 80
 SHARES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
+EARLY_S: Final = 3
+"""So long before its end an action is taught a second time to the head with instruments."""
+
+EVERY_S: Final = 4
+"""Every so many seconds of an action are moments like any."""
+
+ENDING_PENALTY: Final = 3.0
+ENDING_FEATURES: Final = (
+    *(f"{instrument} in the last {seconds} s" for instrument in INSTRUMENTS for seconds in (3, 10)),
+    "time in current action",
+)
 SHARPNESSES: Final = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
 COVERAGE: Final = 0.9
 LEVELS: Final = (0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01)
@@ -70,6 +82,7 @@ class Example:
         is_sample: Whether the published protocol asks it.
         labels: `label_features`.
         instruments: `instrument_features`; None where the video has no rows.
+        left_s: Seconds from what the memory held to the last one before the answer began.
     """
 
     video: str
@@ -78,6 +91,7 @@ class Example:
     is_sample: bool
     labels: list[float]
     instruments: list[float] | None
+    left_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,7 @@ class Setting:
         linear_share: Of the logistic model beside the forest.
         share: Of the n-gram.
         sharpness: The exponent.
+        early: Share of an action's weight on the moment `EARLY_S` before its end.
     """
 
     sample_weight: float
@@ -99,17 +114,18 @@ class Setting:
     linear_share: float = 1.0
     share: float = 0.1
     sharpness: float = 1.0
+    early: float = 0.0
 
 
 SETTINGS: Final = {
     False: (Setting(5.0, 100.0), Setting(5.0, 30.0), Setting(3.0, 100.0)),
-    True: (Setting(3.0, 50.0, 3, 0.33), Setting(3.0, 50.0, 5, 0.33)),
+    True: (Setting(3.0, 50.0, 3, 0.33, early=1 / 3), Setting(3.0, 50.0, 5, 0.33, early=1 / 3)),
 }
 """By whether instruments are seen."""
 
 CHOSEN: Final = {
     False: Setting(5.0, 100.0, share=0.2, sharpness=1.1),
-    True: Setting(3.0, 50.0, 3, 0.33, share=0.05, sharpness=1.1),
+    True: Setting(3.0, 50.0, 3, 0.33, share=0.05, sharpness=1.1, early=1 / 3),
 }
 """What `Study.choose` finds on the 35 training videos, by whether instruments are seen: for refits without some of them."""
 
@@ -119,47 +135,74 @@ SET_FROM: Final = {False: 0.034, True: 0.039}
 
 def examples(clips: Sequence[SapClip], rows: Sequence[Sequence[int]] | None, *, noisy: bool = True) -> list[Example]:
     """Every clip of one video as a question; `noisy` histories are the published ones, with recognised labels."""
+    return _asked(clips, rows, lambda _, last_s: [last_s], noisy=noisy)
+
+
+def early_examples(clips: Sequence[SapClip], rows: Sequence[Sequence[int]] | None) -> list[Example]:
+    """The same questions `EARLY_S` earlier, where the action before lasted that long."""
+    return _asked(clips, rows, lambda first_s, last_s: [last_s - EARLY_S] if last_s - EARLY_S >= first_s else [])
+
+
+def moments(clips: Sequence[SapClip], rows: Sequence[Sequence[int]] | None) -> list[Example]:
+    """What comes next, asked every `EVERY_S` seconds of every clip that another follows."""
+    asked = _asked(clips, rows, lambda first_s, last_s: range(first_s, last_s + 1, EVERY_S))
+    return [one for one in asked if one.history]
+
+
+def _asked(
+    clips: Sequence[SapClip],
+    rows: Sequence[Sequence[int]] | None,
+    seconds: Callable[[int, int], Iterable[int]],
+    *,
+    noisy: bool = True,
+) -> list[Example]:
+    """Questions about each clip, put in the `seconds(first, last)` of the clip before, rising."""
     found: list[Example] = []
     tracker = InstrumentUseTracker(len(INSTRUMENTS))
     fed = 0
     for place, clip in enumerate(clips):
-        while rows is not None and fed < min(clip.start_s, len(rows)):
-            tracker.observe(rows[fed], pts_s=float(fed), step_s=1.0 if fed else 0.0)
-            fed += 1
         past = clips[:place]
         labels = tuple(
             (before.action_reg if noisy and index < place - 1 else before.action) for index, before in enumerate(past)
         )
-        memory = Memory(
-            stream_id="",
-            session_id="",
-            case_id=clip.video,
-            now_pts_s=float(max(0, clip.start_s - 1)),
-            clips=tuple(
-                Clip(label, float(before.start_s), float(after.start_s), 1.0)
-                for label, before, after in zip(labels, past, past[1:], strict=False)
-            ),
-            current=labels[-1] if labels else None,
-            current_start_pts_s=float(past[-1].start_s) if past else 0.0,
-            instrument_use=() if rows is None else tracker.snapshot(),
+        closed = tuple(
+            Clip(label, float(before.start_s), float(after.start_s), 1.0)
+            for label, before, after in zip(labels, past, past[1:], strict=False)
         )
-        found.append(
-            Example(
-                video=clip.video,
-                history=labels,
-                target=ACTIONS.index(clip.action),
-                is_sample=clip.is_sample,
-                labels=label_features(memory, ACTIONS),
-                instruments=None if rows is None else instrument_features(memory, INSTRUMENTS),
+        for now_s in seconds(past[-1].start_s if past else clip.start_s - 1, clip.start_s - 1):
+            while rows is not None and fed < min(now_s + 1, len(rows)):
+                tracker.observe(rows[fed], pts_s=float(fed), step_s=1.0 if fed else 0.0)
+                fed += 1
+            memory = Memory(
+                stream_id="",
+                session_id="",
+                case_id=clip.video,
+                now_pts_s=float(max(0, now_s)),
+                clips=closed,
+                current=labels[-1] if labels else None,
+                current_start_pts_s=float(past[-1].start_s) if past else 0.0,
+                instrument_use=() if rows is None else tracker.snapshot(),
             )
-        )
+            found.append(
+                Example(
+                    video=clip.video,
+                    history=labels,
+                    target=ACTIONS.index(clip.action),
+                    is_sample=clip.is_sample,
+                    labels=label_features(memory, ACTIONS),
+                    instruments=None if rows is None else instrument_features(memory, INSTRUMENTS),
+                    left_s=clip.start_s - 1 - now_s,
+                )
+            )
     return found
 
 
 @functools.lru_cache(maxsize=128)
-def _questions(clips: tuple[SapClip, ...], rows: tuple[tuple[int, ...], ...] | None) -> list[Example]:
-    """`examples`, made once per video however many folds ask for them."""
-    return examples(clips, rows)
+def _questions(
+    clips: tuple[SapClip, ...], rows: tuple[tuple[int, ...], ...] | None
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """`examples`, `early_examples` and, with rows, `moments`: made once per video however many folds ask for them."""
+    return examples(clips, rows), early_examples(clips, rows), [] if rows is None else moments(clips, rows)
 
 
 def load_rows(signals: Path, videos: Iterable[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -183,7 +226,12 @@ def allowed(asked: Sequence[Example]) -> NDArray[np.bool_]:
 def fit_head(taught: Sequence[Example], setting: Setting, *, full: bool, set_from: float = 0.0) -> HeadFile:
     """One head fitted on all of `taught`."""
     x, y = matrix(taught, full=full), np.array([one.target for one in taught])
-    weight = np.array([setting.sample_weight if one.is_sample else 1.0 for one in taught])
+    weight = np.array(
+        [
+            (setting.sample_weight if one.is_sample else 1.0) * (setting.early if one.left_s else 1.0 - setting.early)
+            for one in taught
+        ]
+    )
     forest = None
     if setting.leaf:
         from sklearn.ensemble import ExtraTreesClassifier
@@ -231,6 +279,43 @@ def fit_linear(
     weights, bias = found.x[:-actions].reshape(actions, width), found.x[-actions:]
     bias = np.maximum(bias - bias.max(), -10.0)  # an action that never came drifts off without an end
     return Linear(_rounded(mean), _rounded(scale), tuple(_rounded(row) for row in weights), _rounded(bias))
+
+
+def fit_ending(ends: Sequence[Example], among: Sequence[Example]) -> Ending:
+    """What tells `ends`, moments at which an action ends or is about to, from `among`, any moments.
+
+    Both kinds weigh the same in all; an action's end weighs twice what the moment `EARLY_S` before it does. A logistic model
+    per current action, their squared weights penalised together.
+    """
+    from scipy.optimize import minimize
+
+    ends = [one for one in ends if one.history]
+    asked = [*ends, *among]
+    places = [FULL_FEATURES.index(name) for name in ENDING_FEATURES]
+    x = matrix(asked, full=True)[:, places]
+    ended = np.arange(len(asked)) < len(ends)
+    weight = np.where(ended, [1 / 3 if one.left_s else 2 / 3 for one in asked], 1.0)
+    weight[~ended] *= weight[ended].sum() / weight[~ended].sum()
+    mean = np.average(x, axis=0, weights=weight)
+    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight)) + 1e-3
+    z = np.clip((x - mean) / scale, -5, 5)
+    current = np.eye(len(ACTIONS))[[ACTIONS.index(one.history[-1]) for one in asked]]  # (examples, actions)
+    sign = np.where(ended, 1.0, -1.0)
+    width = z.shape[1]
+
+    def loss(point: Matrix) -> tuple[float, Matrix]:
+        weights, bias = point[: -len(ACTIONS)].reshape(len(ACTIONS), width), point[-len(ACTIONS) :]
+        margin = sign * (((current @ weights) * z).sum(1) + current @ bias)
+        slope = -weight * sign * np.exp(-np.logaddexp(0.0, margin))
+        total = float(weight @ np.logaddexp(0.0, -margin)) + ENDING_PENALTY / 2 * float((weights * weights).sum())
+        by_action = current.T * slope  # (actions, examples)
+        return total, np.concatenate([(by_action @ z + ENDING_PENALTY * weights).ravel(), by_action.sum(1)])
+
+    found = minimize(loss, np.zeros(len(ACTIONS) * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    weights = found.x[: -len(ACTIONS)].reshape(len(ACTIONS), width)
+    bias = np.clip(found.x[-len(ACTIONS) :], -10.0, 10.0)  # an action of one kind only drifts off without an end
+    linear = Linear(_rounded(mean), _rounded(scale), tuple(_rounded(row) for row in weights), _rounded(bias))
+    return Ending(ENDING_FEATURES, linear)
 
 
 def _exported(forest: Any) -> Forest:  # noqa: ANN401 - scikit-learn has no types
@@ -289,13 +374,25 @@ def mixed(own: Matrix, back_off: Matrix, *, share: float, sharpness: float) -> M
     return whole
 
 
+def unless_ending(found: Forecasts, ending: Ending) -> Matrix:
+    """The formula of planner/ensemble.py for many questions to the full head at once, when no end is told of."""
+    model = EndingModel(ending, FULL_FEATURES, ACTIONS)
+    rows = zip(matrix(found.asked, full=True).tolist(), found.asked, strict=True)
+    ends = np.array([[model.probability(row, one.history[-1]) if one.history else 1.0] for row, one in rows])
+    whole: Matrix = ends * found.probabilities + (1 - ends) * found.back_off
+    return whole
+
+
 class Study:
     """All questions of all videos, and models fitted on some of them."""
 
     def __init__(self, videos: Videos, rows: Rows, *, order: int, concentration: float) -> None:
         self.videos = videos
         self._order, self._concentration = order, concentration
-        self.asked = {name: _questions(clips, rows.get(name)) for name, clips in videos.items()}
+        made = {name: _questions(clips, rows.get(name)) for name, clips in videos.items()}
+        self.asked = {name: asked for name, (asked, _, _) in made.items()}
+        self.early = {name: asked for name, (_, asked, _) in made.items()}
+        self.moments = {name: asked for name, (_, _, asked) in made.items()}
 
     def named(self, names: Iterable[str], *, full: bool, samples: bool) -> list[Example]:
         """The questions of some videos; for the full head only those with rows."""
@@ -306,13 +403,25 @@ class Study:
             if (one.instruments is not None or not full) and (one.is_sample or not samples)
         ]
 
+    def taught(self, names: Iterable[str], setting: Setting, *, full: bool) -> list[Example]:
+        """What a head of this setting is fitted on."""
+        names = sorted(names)
+        found = self.named(names, full=full, samples=False)
+        return found + self._early(names, full=full) if setting.early else found
+
+    def _early(self, names: Iterable[str], *, full: bool) -> list[Example]:
+        return [one for name in names for one in self.early[name] if one.instruments is not None or not full]
+
     def forecast(
         self, taught: Iterable[str], tested: Iterable[str], setting: Setting, *, full: bool, samples: bool = True
     ) -> Forecasts:
         """Answers about `tested` of models fitted on `taught`."""
+        return self.answer(taught, self.named(tested, full=full, samples=samples), setting, full=full)
+
+    def answer(self, taught: Iterable[str], asked: Sequence[Example], setting: Setting, *, full: bool) -> Forecasts:
+        """Answers to any questions of models fitted on the videos `taught`; the current action is taken to end now."""
         taught = list(taught)
-        asked = self.named(tested, full=full, samples=samples)
-        head = Head(fit_head(self.named(taught, full=full, samples=False), setting, full=full), len(ACTIONS))
+        head = Head(fit_head(self.taught(taught, setting, full=full), setting, full=full), len(ACTIONS))
         file = statistical.count(self.videos, taught, order=self._order, concentration=self._concentration)
         ngram = NgramModel(file)
         rows = zip(matrix(asked, full=full).tolist(), allowed(asked), strict=True)
@@ -322,6 +431,12 @@ class Study:
         back_off = back_off.reshape(-1, len(ACTIONS))
         probabilities = mixed(own, back_off, share=setting.share, sharpness=setting.sharpness)
         return Forecasts(tuple(asked), own, back_off, probabilities)
+
+    def ending(self, names: Iterable[str]) -> Ending:
+        """What tells the ends of actions from other moments, fitted on `names`."""
+        names = sorted(names)
+        ends = self.named(names, full=True, samples=False) + self._early(names, full=True)
+        return fit_ending(ends, [one for name in names for one in self.moments[name]])
 
     def choose(self, names: Iterable[str], *, full: bool) -> Setting:
         """The setting with the least cross-validated log loss over samples; the first on a tie."""
@@ -353,6 +468,25 @@ class Study:
             parts.append(joined(found))
         return parts
 
+    def live(self, names: Iterable[str], setting: Setting) -> dict[str, tuple[Forecasts, Matrix]]:
+        """Leave-one-video-out at samples and in all seconds: told that the current action ends, and (n, actions) not told.
+
+        A second's answer is right when it names what comes after the current action, however much later.
+        """
+        found: dict[str, list[tuple[Forecasts, Matrix]]] = {"samples": [], "all seconds": []}
+        for name in sorted(names):
+            rest = set(names) - {name}
+            ending = self.ending(rest)
+            asked = self.named([name], full=True, samples=True), self.moments[name]
+            for answers, some in zip(found.values(), asked, strict=True):
+                if some:
+                    told = self.answer(rest, some, setting, full=True)
+                    answers.append((told, unless_ending(told, ending)))
+        return {
+            when: (joined(told for told, _ in answers), np.concatenate([untold for _, untold in answers]))
+            for when, answers in found.items()
+        }
+
     def leave_one_out(self, names: Iterable[str], setting: Setting, *, full: bool) -> Forecasts:
         """Answers about each video's samples by models fitted on all the others."""
         names = sorted(names)
@@ -370,14 +504,17 @@ def fit_ensemble(
     sets: Mapping[bool, float] = SET_FROM,
 ) -> EnsembleFile:
     """Both heads fitted on the videos `names`; without the full one where none of them has instrument rows."""
-    seen = study.named(names, full=True, samples=False)
+    seen = study.taught(names, chosen[True], full=True)
     return EnsembleFile(
         version=SCHEMA,
         statement=STATEMENT.format(videos=len(names)),
         actions=ACTIONS,
         instruments=INSTRUMENTS,
-        labels=fit_head(study.named(names, full=False, samples=False), chosen[False], full=False, set_from=sets[False]),
+        labels=fit_head(
+            study.taught(names, chosen[False], full=False), chosen[False], full=False, set_from=sets[False]
+        ),
         full=fit_head(seen, chosen[True], full=True, set_from=sets[True]) if seen else None,
+        ending=study.ending(names) if seen else None,
     )
 
 
@@ -589,6 +726,7 @@ def run(
         print(f"  every clip, the n-gram      {line(every.back_off, every.targets)}")
         if full:
             _without_instruments(study, able, chosen)
+            _live(study, able, chosen[True])
         for count in (9, 18, 27):
             if count < len(able):
                 print(f"  learning curve, {count:2d} videos  {_learning(study, able, chosen[full], count, full=full)}")
@@ -621,6 +759,14 @@ def _without_instruments(study: Study, able: Sequence[str], chosen: Mapping[bool
         study.forecast(set(able) - set(part), part, chosen[False], full=False) for part in statistical.folds(able)
     )
     print(f"  the same samples, instruments withheld  {line(found.probabilities, found.targets)}")
+
+
+def _live(study: Study, able: Sequence[str], setting: Setting) -> None:
+    """What the planner says live, where nobody tells when an action ends, beside one that takes it to end always."""
+    for when, (told, untold) in study.live(able, setting).items():
+        answers = {"told": told.probabilities, "not told": untold, "n-gram": told.back_off}
+        for name, probabilities in answers.items():
+            print(f"  live, {when}, {name:8}  {line(probabilities, told.targets)}")
 
 
 def _learning(study: Study, able: Sequence[str], setting: Setting, count: int, *, full: bool) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from stream_agent.config import PlannerConfig
 from stream_agent.errors import BackendError
 from stream_agent.evaluation import baselines
 from stream_agent.evaluation.baselines import (
@@ -19,16 +22,20 @@ from stream_agent.evaluation.baselines import (
     MostProb,
     MostProbGoal,
     PackPlanner,
+    PlanPredictor,
     Ps,
     SequenceModel,
+    forecast_of,
     map_actions,
 )
 from stream_agent.evaluation.dataset import ACTIONS, TRAIN_VIDEOS, SapClip, load_sap
 from stream_agent.evaluation.lineup import memory_planner, ngram_planner
 from stream_agent.evaluation.protocols import Forecast, NotRunError, Predictor, Training, run
 from stream_agent.evaluation.samples import Question, Sample, as_memory
+from stream_agent.instrument_use import use_after
 from stream_agent.messages import PlanRequest
 from stream_agent.planner.protocol import Planner
+from stream_agent.planner.statistical import StatisticalPlanner
 from stream_agent.procedure import load_pack
 
 D, V, R, C, A = ACTIONS
@@ -206,6 +213,20 @@ def test_a_planner_of_the_product_is_asked_as_the_agent_asks_it() -> None:
     assert forecast.chain[0] == V
     assert len(forecast.chain) == len(forecast.onset_s) == 5
     assert asked(predictor).ranked
+
+
+def test_the_product_is_told_of_an_end_only_where_the_question_tells() -> None:
+    shipped = StatisticalPlanner(load_pack(Path("cholecystectomy")), PlannerConfig())
+    presence = np.tile(np.array([0, 0, 1, 0, 0, 0, 0], dtype=np.uint8), (40, 1))
+    live = dataclasses.replace(
+        question(R, D), presence=presence, instrument_use=use_after(presence.tolist(), presence.shape[1])
+    )
+    sample = dataclasses.replace(live, at_change=True)
+    request = PlanRequest(request_id=1, memory=as_memory(live), deadline_ns=2**62, horizon=5)
+    predictor = PlanPredictor(shipped)
+    assert predictor.predict(live) == forecast_of(shipped.plan(request))
+    assert predictor.predict(sample) == forecast_of(shipped.told_of_changes().plan(request))
+    assert predictor.predict(live) != predictor.predict(sample)
 
 
 @pytest.mark.parametrize("fit", [ngram_planner, memory_planner])

@@ -40,6 +40,11 @@ def test_the_causal_track_ends_before_the_target_begins() -> None:
     assert (len(official.presence), len(causal.presence)) == (81, 80)
 
 
+def test_only_a_sample_says_that_the_action_ends() -> None:
+    assert all(sample.question.at_change for sample in samples(CLIPS, track="causal", history="ground_truth"))
+    assert not any(moment.question.at_change for moment in moments(CLIPS, every_s=10))
+
+
 def test_the_recognised_history_keeps_the_annotated_nearest_action() -> None:
     known, recognised = (
         samples(CLIPS, track="causal", history=history)[0].question.labels for history in ("ground_truth", "action_reg")

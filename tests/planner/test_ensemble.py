@@ -11,7 +11,7 @@ import pytest
 
 from stream_agent.errors import ConfigError
 from stream_agent.messages import InstrumentUse, Memory
-from stream_agent.planner.ensemble import Ensemble, EnsembleFile, Forest, HeadFile, Linear, load_ensemble
+from stream_agent.planner.ensemble import Ending, Ensemble, EnsembleFile, Forest, HeadFile, Linear, load_ensemble
 from stream_agent.planner.features import instrument_names, label_names
 from stream_agent.procedure import load_pack
 
@@ -27,6 +27,8 @@ STUMP = Forest(
     right=(2, 0, 0),
     leaves=((500, 300, 200), (0, 200, 800)),
 )
+HOOK = Linear((0.0,), (1.0,), ((-2.0,), (2.0,), (0.0,)), (1.0, -1.0, 0.0))
+ENDING = Ending(("hook in use",), HOOK)
 
 
 def head_file(features: tuple[str, ...], forest: Forest | None = STUMP, **more: Any) -> HeadFile:
@@ -46,7 +48,7 @@ def head_file(features: tuple[str, ...], forest: Forest | None = STUMP, **more: 
 
 def file_of(**more: Any) -> EnsembleFile:
     parts: dict[str, Any] = {
-        "version": 2,
+        "version": 3,
         "statement": "Made up.",
         "actions": ACTIONS,
         "instruments": INSTRUMENTS,
@@ -93,6 +95,42 @@ def test_the_covering_set_holds_what_is_likely_enough_and_is_never_empty() -> No
     assert surest.covering(surest.labels, {"hold": 0.4, "clip": 0.6}) == ("clip",)
 
 
+def untold(model: Ensemble, memory: Memory, told: dict[str, float], back_off: dict[str, float]) -> dict[str, float]:
+    head, features = model.head(memory)
+    return model.unless_ending(memory, head, features, told, back_off)
+
+
+def test_not_told_that_the_action_ends_it_leans_on_the_back_off_as_far_as_nothing_hints_at_an_end() -> None:
+    """Hook in use for 5 s is log 2: cutting it speaks against an end, exp(1 - 2 log 2) to 1; holding for one, exp(2 log 2 - 1)."""
+    model = Ensemble(file_of(ending=ENDING))
+    use = InstrumentUse(recent=(1.0,) * 4, taken_pts_s=4.0, last_pts_s=9.0)
+    odds = math.exp(1) / 4
+    found = untold(model, memory_of("cut", use), {"hold": 0.2, "clip": 0.8}, {"hold": 0.6, "clip": 0.4})
+    assert found["clip"] == pytest.approx((0.8 * odds + 0.4) / (1 + odds))
+    assert sum(found.values()) == pytest.approx(1)
+    held = untold(model, memory_of("hold", use), {"cut": 0.2, "clip": 0.8}, {"cut": 0.6, "clip": 0.4})
+    assert held["clip"] == pytest.approx((0.8 + 0.4 * odds) / (1 + odds))
+
+
+@pytest.mark.parametrize(
+    ("more", "memory"),
+    [
+        ({}, memory_of("cut", InstrumentUse(recent=(1.0,) * 4))),
+        ({"ending": ENDING}, memory_of("cut")),
+        ({"ending": ENDING}, memory_of(None, InstrumentUse(recent=(1.0,) * 4))),
+        ({"ending": ENDING}, memory_of("sew", InstrumentUse(recent=(1.0,) * 4))),
+    ],
+    ids=["no such part", "no instruments", "no action yet", "an action it does not know"],
+)
+def test_where_nothing_is_known_of_endings_the_answer_stays(more: dict[str, Any], memory: Memory) -> None:
+    told = {"hold": 0.2, "clip": 0.8}
+    assert untold(Ensemble(file_of(**more)), memory, told, {"hold": 0.6, "clip": 0.4}) == pytest.approx(told)
+
+
+def test_a_file_from_before_endings_were_told_is_read() -> None:
+    assert Ensemble(file_of(version=2)).file.ending is None
+
+
 def test_the_head_is_chosen_by_what_was_observed() -> None:
     model = Ensemble(file_of())
     assert model.head(memory_of())[0] is model.labels
@@ -111,7 +149,10 @@ def test_sharpness_above_one_makes_the_likely_likelier() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": 1}, "version=1 is not 2"),
+        ({"version": 1}, "version=1 is none of 2 and 3, which are read here; fit the model again"),
+        ({"ending": Ending(("hook",), HOOK)}, "ending.features: 'hook' is not read here"),
+        ({"ending": Ending((*ENDING.features, "clips"), HOOK)}, "not of its features"),
+        ({"ending": ENDING, "full": None}, "ending looks at what the full head does, which is missing"),
         ({"labels": head_file(FULL)}, "labels.features: 'hook in the last 3 s' is not read here"),
         ({"full": head_file(("clamp",))}, "full.features: 'clamp' is not read here"),
         ({"labels": head_file(LABELS, linear=Linear((), (), (), ()))}, "not of its features"),

@@ -160,15 +160,34 @@ def used(*recently: str, now_s: float = 360.0) -> tuple[InstrumentUse, ...]:
 
 
 def test_an_instrument_just_taken_up_changes_the_ranking_and_is_cited() -> None:
-    subject = planner()
+    live, told = planner(), planner().told_of_changes()
 
-    def clipping(*recently: str) -> RankedAction:
+    def clipping(*recently: str, subject: StatisticalPlanner = live) -> RankedAction:
         request = request_of("Tissue Retraction", current="Dissection", current_s=300.0, instrument_use=used(*recently))
         return next(entry for entry in subject.plan(request).ranked if entry.action == "Vessel Clipping")
 
-    assert clipping("Clipper", "Grasper").probability > 2 * clipping("Hook", "Grasper").probability
+    assert clipping("Clipper", "Grasper").probability > 1.5 * clipping("Hook", "Grasper").probability
+    assert (
+        clipping("Clipper", "Grasper", subject=told).probability
+        > 2 * clipping("Hook", "Grasper", subject=told).probability
+    )
     assert "Clipper in the last" in clipping("Clipper", "Grasper").rationale
     assert "such moments in 35 procedures" in clipping("Clipper", "Grasper").rationale
+
+
+def test_what_it_says_in_the_middle_of_an_action_is_less_sure_than_told_that_the_action_ends() -> None:
+    """A hook in dissection: nothing says that it is about to end."""
+    asked = request_of(
+        "Tissue Retraction", current="Dissection", current_s=300.0, instrument_use=used("Hook", "Grasper")
+    )
+    live = planner().plan(asked)
+    told = planner().told_of_changes().plan(asked)
+    without = msgspec.structs.replace(asked, memory=msgspec.structs.replace(asked.memory, instrument_use=()))
+    assert told.hashes == live.hashes
+    assert told.ranked[0].probability > live.ranked[0].probability + 0.05
+    assert planner().told_of_changes().plan(without).ranked == planner().plan(without).ranked
+    for plan in (live, told):
+        assert_sound(plan, "cholecystectomy")
 
 
 def test_without_instruments_it_answers_from_labels_and_time() -> None:

@@ -15,12 +15,13 @@ from stream_agent.instrument_use import use_after
 from stream_agent.memory import NearHistoryMemory
 from stream_agent.messages import Clip, Evidence, FrameHeader, Memory
 from stream_agent.perception.segmenter import Segmenter
-from stream_agent.planner.ensemble import Ensemble, Head, load_ensemble
+from stream_agent.planner.ensemble import EndingModel, Ensemble, Head, load_ensemble
 from stream_agent.planner.features import instrument_features, instrument_names
 from stream_agent.planner.ngram import NgramModel
 from stream_agent.training import statistical
 from stream_agent.training.planner_model import (
     ACTIONS,
+    EARLY_S,
     FULL_FEATURES,
     LABEL_FEATURES,
     TREES,
@@ -28,8 +29,10 @@ from stream_agent.training.planner_model import (
     Setting,
     Study,
     conformal,
+    early_examples,
     errors,
     examples,
+    fit_ending,
     fit_ensemble,
     fit_head,
     fit_linear,
@@ -39,10 +42,12 @@ from stream_agent.training.planner_model import (
     load_rows,
     matrix,
     mixed,
+    moments,
     narrowest,
     quantile,
     ranks,
     risk_coverage,
+    unless_ending,
 )
 
 SHIPPED = configs_directory() / "procedures" / "cholecystectomy" / "ensemble.json"
@@ -84,6 +89,65 @@ def test_the_agents_memory_gives_the_features_that_training_replays() -> None:
         if (second + 1) % 10 == 0 and second < 20:
             wanted = asked[(second + 1) // 10].instruments
             assert wanted == instrument_features(memory.snapshot(), INSTRUMENTS)
+
+
+def test_early_questions_are_those_of_the_end_as_they_stood_three_seconds_before() -> None:
+    place = instrument_names(INSTRUMENTS).index("time with Clipper")
+    shown = rows(60, clipper_from=17)
+    early = early_examples(clips(R, D, C), shown)
+    assert [(one.left_s, one.target, one.history) for one in early] == [
+        (EARLY_S, ACTIONS.index(D), (R,)),
+        (EARLY_S, ACTIONS.index(C), (R, D)),
+    ]
+    assert [one.instruments is not None and one.instruments[place] > 0 for one in early] == [False, False]
+    assert examples(clips(R, D, C), shown)[2].instruments != early[1].instruments
+    assert not early_examples(clips(R, D, C, each_s=EARLY_S), None)
+
+
+def test_moments_go_through_every_action_that_another_follows() -> None:
+    asked = moments(clips(R, D, C), rows(60, clipper_from=17))
+    assert [(one.left_s, one.target) for one in asked] == [
+        (left_s, ACTIONS.index(target)) for target in (D, C) for left_s in (9, 5, 1)
+    ]
+
+
+def test_an_action_that_ends_once_the_clipper_is_seen_is_told_from_its_middle() -> None:
+    pytest.importorskip("scipy", reason="pip install -e .[train] to fit models")
+    cases = [(clips(R, D, C, each_s=60), rows(180, clipper_from=110 + case)) for case in range(8)]
+    ends = [one for case, seen in cases for one in (*examples(case, seen), *early_examples(case, seen))]
+    among = [one for case, seen in cases for one in moments(case, seen)]
+    model = EndingModel(fit_ending(ends, among), FULL_FEATURES, ACTIONS)
+
+    def probability(case_rows: list[tuple[int, ...]], now_s: int) -> float:
+        asked = next(one for one in moments(clips(R, D, C, each_s=60), case_rows)[15:] if one.left_s == 119 - now_s)
+        return model.probability(matrix([asked], full=True)[0].tolist(), D)
+
+    assert probability(rows(180, clipper_from=108), 116) > 0.8
+    assert probability(rows(180, clipper_from=150), 80) < 0.4
+
+
+def test_many_answers_at_once_are_those_of_the_run_time_one_by_one() -> None:
+    model = load_ensemble(SHIPPED)
+    assert model.full is not None and model.file.ending is not None
+    shown = [tuple(int((second // 4 + place) % 5 == 0) for place in range(len(INSTRUMENTS))) for second in range(30)]
+    asked = examples(clips(R, D, C), shown)[1:]
+    answers = np.array([[0.0, 0.5, 0.0, 0.3, 0.2], [0.0, 0.5, 0.2, 0.2, 0.1]])
+    prior = np.array([[0.4, 0.3, 0.0, 0.2, 0.1], [0.0, 0.1, 0.8, 0.05, 0.05]])
+    found = unless_ending(Forecasts(tuple(asked), answers, prior, answers), model.file.ending)
+    for row, one in enumerate(asked):
+        memory = Memory(
+            stream_id="", session_id="", case_id="", now_pts_s=0.0, current=one.history[-1], instrument_use=()
+        )
+        told, back_off = (
+            {
+                action: float(value)
+                for action, value in zip(ACTIONS, values[row], strict=True)
+                if action != one.history[-1]
+            }
+            for values in (answers, prior)
+        )
+        wanted = model.unless_ending(memory, model.full, matrix([one], full=True)[0].tolist(), told, back_off)
+        assert found[row].tolist() == pytest.approx([wanted.get(action, 0.0) for action in ACTIONS])
 
 
 def test_later_clips_and_the_answer_itself_leave_no_trace_in_a_question() -> None:
@@ -229,7 +293,7 @@ def test_the_shipped_model_is_for_the_features_of_the_code_and_small() -> None:
     assert model.labels.file.features == LABEL_FEATURES
     assert model.full is not None
     assert model.full.file.features == FULL_FEATURES
-    assert SHIPPED.stat().st_size < 300_000
+    assert SHIPPED.stat().st_size < 500_000
 
 
 def test_the_shipped_model_is_the_fit_of_the_training_videos_to_the_byte(shared_data: Path) -> None:
@@ -257,4 +321,4 @@ def test_the_shipped_model_reaches_what_the_model_card_says(shared_data: Path) -
         ranked = sorted(answer, key=lambda action: -answer[action])
         for rank in range(3):
             hits[rank] += ACTIONS[one.target] in ranked[: rank + 1]
-    assert (len(asked), hits) == (57, [48, 53, 56])
+    assert (len(asked), hits) == (57, [47, 53, 56])
