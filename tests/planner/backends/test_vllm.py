@@ -280,8 +280,9 @@ def test_an_adapter_is_chosen_per_request(words: Running) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_the_engine_lives(words: Running) -> None:
-    with pytest.raises(BackendError, match="vLLM failed"):
+    with pytest.raises(BackendError, match=r"too long: .* planner.context_tokens") as caught:
         words.do(words.backend.score([asked("Which?", begin=KNOWLEDGE * 20)], [CODES], Call("too long")))
+    assert caught.value.too_long and not caught.value.lost
     words.do(words.backend.score([asked("Which?")], [CODES], Call("still there")))
 
 
