@@ -1,9 +1,10 @@
 """Makes the evaluation record of a statistical model: cross-validated beside the one in use, timed question by question.
 
-The files themselves cannot be asked about the videos they were fitted on. So each is fitted again without the videos asked,
-by the code of `train statistical`, which chooses its settings anew each time, on the training videos alone: promoting is choosing, and test videos
-choose nothing. That these answers are about *these* files is checked twice: the counts of planner.json must be exactly those
-of the videos it is said to be fitted on, and a model fitted on all of them must answer as the files do. Times are the files' own.
+The files themselves cannot be asked about the videos they were fitted on. So each is fitted again without the videos asked, by
+the code of `train statistical`, which chooses its settings anew each time, and on the training videos alone: promoting is
+choosing, and test videos choose nothing. That these answers are about *these* files is checked twice: the counts of
+planner.json must be exactly those of the videos it is said to be fitted on, and a model fitted on all of them must answer as
+the files do. Times are the files' own.
 
 A model in use that today's code no longer fits brings the answers of the record it was promoted with.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ from stream_agent.evaluation.lineup import ngram_planner, trained_planner
 from stream_agent.evaluation.metrics import Outcome
 from stream_agent.evaluation.protocols import Answer, Forecast, ProtocolName, Questions, Training, folds
 from stream_agent.evaluation.samples import Sample
-from stream_agent.models.model_files import digest_of, file_sha256, model_files
+from stream_agent.models.model_files import file_sha256, model_files
 from stream_agent.models.record import EvaluationRecord, FittedFold, Side, answered, make_record
 from stream_agent.planner.ensemble import FILE_NAME
 from stream_agent.planner.ngram import load_model
@@ -72,10 +73,10 @@ class Bench:
             ConfigError: A file cannot be read.
         """
         self._pack = pack
-        self._signals = signals
         self.videos = {name: clips for name, clips in load_sap(sap).items() if name in TRAIN_VIDEOS}
         self._presence = {} if signals is None else load_presence(signals, self.videos)
         self._parts = folds(protocol, self.videos)
+        self._fitted: dict[tuple[tuple[str, ...], bool], PlanPredictor] = {}
         questions = Questions(self.videos, self._presence)
         self.asked: tuple[Sample, ...] = tuple(
             sample for name in sorted(self.videos) for sample in questions.samples(name, "causal", "ground_truth")
@@ -97,29 +98,56 @@ class Bench:
             ConfigError: The files are not what fitting on those videos gives.
         """
         files = model_files(contender.folder)
-        fitted_on = self._fitted_on(contender)
-        again = self._fit(contender, fitted_on)
+        fitted_on, with_memory = self.require_same_answers(contender)
         on_fit(contender.name)
-        self._agree(contender, PlanPredictor(self.planner(contender.folder)), again)
+        made, outcomes = self.cross_validated(fitted_on, with_memory=with_memory, on_fit=lambda: on_fit(contender.name))
+        return Side(
+            name=contender.name,
+            files=files,
+            fitted_on=fitted_on,
+            folds=made,
+            answers=answered(outcomes, [0.0] * len(outcomes)),
+        )
+
+    def require_same_answers(self, contender: Contender) -> tuple[tuple[str, ...], bool]:
+        """Videos the files were fitted on, and whether over the memory, after a model fitted on them answered as they do.
+
+        Raises:
+            ConfigError: The counts are of other videos, or the answers differ.
+        """
+        fitted_on, with_memory = self._fitted_on(contender), (contender.folder / FILE_NAME).is_file()
+        files, again = PlanPredictor(self.planner(contender.folder)), self._fit(fitted_on, with_memory=with_memory)
+        pairs = [(files.predict(sample.question), again.predict(sample.question)) for sample in self.asked]
+        same = statistics.fmean(first.ranked[:1] == second.ranked[:1] for first, second in pairs)
+        shift = statistics.fmean(_shift(first, second) for first, second in pairs)
+        if same < LEAST_AGREEMENT or shift > MOST_SHIFT:
+            raise ConfigError(
+                f"{contender.folder} is not what this program fits on those {len(fitted_on)} videos: "
+                f"the first answer is the same for {100 * same:.1f} % of the samples ({100 * LEAST_AGREEMENT:g} % are needed), its "
+                f"probability {shift:.3f} away ({MOST_SHIFT:g} are allowed); fit it again with `train statistical`"
+            )
+        return fitted_on, with_memory
+
+    def cross_validated(
+        self, fitted_on: Sequence[str], *, with_memory: bool, on_fit: Callable[[], None] = lambda: None
+    ) -> tuple[tuple[FittedFold, ...], list[Outcome]]:
+        """What models fitted on `fitted_on` answer to every question, none having seen the video it is asked about.
+
+        Raises:
+            ConfigError: A model over the memory is wanted, and there are no signals.
+        """
         made: list[FittedFold] = []
         outcomes: dict[tuple[str, int], Outcome] = {}
         for part in self._parts:
             rest = tuple(name for name in fitted_on if name not in part.test)
-            predictor = self._fit(contender, rest)
+            predictor = self._fit(rest, with_memory=with_memory)
             made.append(FittedFold(rest, part.test))
             for sample in self.asked:
                 if sample.question.video in part.test:
                     outcome = Answer(sample, predictor.predict(sample.question), 0.0).outcome
                     outcomes[outcome.video, outcome.index] = outcome
-            on_fit(contender.name)
-        ordered = [outcomes[sample.question.video, sample.index] for sample in self.asked]
-        return Side(
-            name=contender.name,
-            files=files,
-            fitted_on=fitted_on,
-            folds=tuple(made),
-            answers=answered(ordered, [0.0] * len(ordered)),
-        )
+            on_fit()
+        return tuple(made), [outcomes[sample.question.video, sample.index] for sample in self.asked]
 
     def planner(self, folder: Path) -> StatisticalPlanner:
         """The planner of the files in a folder, as a run would have it."""
@@ -159,27 +187,18 @@ class Bench:
             )
         return names
 
-    def _fit(self, contender: Contender, names: Iterable[str]) -> PlanPredictor:
+    def _fit(self, names: Sequence[str], *, with_memory: bool) -> PlanPredictor:
+        """The recipe on some videos; fitted once, for two contenders may have the same ones."""
+        known = self._fitted.get((tuple(names), with_memory))
+        if known is not None:
+            return known
         videos = {name: self.videos[name] for name in names}
         presence = {name: self._presence[name] for name in videos if name in self._presence}
-        with_memory = (contender.folder / FILE_NAME).is_file()
         if with_memory and not presence:
-            raise ConfigError(
-                f"{contender.folder / FILE_NAME} was fitted on instruments; name their folder with --signals"
-            )
-        return PlanPredictor((trained_planner if with_memory else ngram_planner)(Training(videos, presence, "causal")))
-
-    def _agree(self, contender: Contender, files: PlanPredictor, again: PlanPredictor) -> None:
-        """Whether the model fitted again is that of the files."""
-        pairs = [(files.predict(sample.question), again.predict(sample.question)) for sample in self.asked]
-        same = statistics.fmean(first.ranked[:1] == second.ranked[:1] for first, second in pairs)
-        shift = statistics.fmean(_shift(first, second) for first, second in pairs)
-        if same < LEAST_AGREEMENT or shift > MOST_SHIFT:
-            raise ConfigError(
-                f"{contender.folder} is not what this program fits on those {len(self.videos) - len(contender.without)} videos: "
-                f"the first answer is the same for {100 * same:.1f} % of the samples ({100 * LEAST_AGREEMENT:g} % are needed), its "
-                f"probability {shift:.3f} away ({MOST_SHIFT:g} are allowed); fit it again with `train statistical`"
-            )
+            raise ConfigError(f"{FILE_NAME} is fitted on instruments; name the folder of their signals with --signals")
+        recipe = trained_planner if with_memory else ngram_planner
+        made = self._fitted[tuple(names), with_memory] = PlanPredictor(recipe(Training(videos, presence, "causal")))
+        return made
 
 
 def statistical_record(
@@ -234,8 +253,3 @@ def _shift(first: Forecast, second: Forecast) -> float:
         return float(first.ranked != second.ranked)
     stated = dict(zip(second.ranked, second.probabilities, strict=True))
     return abs(first.probabilities[0] - stated.get(first.ranked[0], 0.0))
-
-
-def name_of(folder: Path) -> str:
-    """`DIGEST in FOLDER`, for messages."""
-    return f"{digest_of('statistical', model_files(folder))} in {folder}"
