@@ -12,6 +12,7 @@ each other: the paired bootstrap beside them says so.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
+from stream_agent import __version__
 from stream_agent.config import PlannerConfig
 from stream_agent.errors import ConfigError
 from stream_agent.evaluation import metrics
@@ -35,6 +37,7 @@ from stream_agent.procedure import ProcedurePack, load_pack
 from stream_agent.prompts import PromptFactory
 from stream_agent.training.calibration import fit, log_loss, pooled, targets_of, tempered
 from stream_agent.training.data import require_training_only
+from stream_agent.training.kept_beliefs import KeptBeliefs
 
 _NAME = "taught"
 """What the adapter is called in the backend."""
@@ -54,6 +57,7 @@ def evaluate(
     signals: Path | None = None,
     model: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    keep: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Rows for the 57, and how the fusion was fitted.
@@ -64,13 +68,14 @@ def evaluate(
         signals: Folder of `videoNN.csv`, for the statistical planner.
         model: The base model's directory, where it is another than the adapter was trained with.
         settings: More of `planner.*`, for the backend.
+        keep: Folder for the beliefs of base and statistical planner, which are the same for the next adapter.
         say: Hears of progress.
 
     Raises:
         ConfigError: The folder is no adapter of ours, was fitted on a test video, or the prompts have changed since.
         BackendError: The model failed.
     """
-    folder = adapter_directory(adapter)
+    folder, kept = adapter_directory(adapter), KeptBeliefs(keep)
     planner, record = _asked_as_trained(folder, model, settings or {})
     fitted_on, chosen_by = record["data"]["fitted_on"], record["data"]["chosen_by"]
     require_training_only([*fitted_on, *chosen_by])
@@ -91,18 +96,33 @@ def evaluate(
     tests = sorted(TEST_VIDEOS & videos.keys())
     asked = [s for name in tests for s in questions.samples(name, "causal", "action_reg")]
     held = [s for name in chosen_by for s in questions.samples(name, "causal", "action_reg")]
-    base = planner.model_copy(update={"adapter": ""})
-    answers = asyncio.run(
-        _beliefs(pack, planner, {"base": (base, asked), "held": (planner, held), "test": (planner, asked)}, say)
-    )
     fitter, how = statistical_planner()
-    say(f"statistical planner: {how}")
+    about = _circumstances(sap, presence, record, planner, how)
     training = sorted(videos.keys() - TEST_VIDEOS)
-    splits = [Fold(tuple(fitted_on), tuple(chosen_by))], [Fold(tuple(training), tuple(tests))]
-    beside, statistical = (
-        statistical_beliefs(split, videos, presence, part, pack.action_names, fitter)
-        for split, part in zip(splits, (held, asked), strict=True)
-    )
+    splits = {
+        "statistical beside": (held, Fold(tuple(fitted_on), tuple(chosen_by))),
+        "statistical": (asked, Fold(tuple(training), tuple(tests))),
+    }
+    answers: dict[str, Beliefs] = {}
+    for name, (part, fold) in splits.items():
+        wanted = {**about, "row": name, "fitted_on": list(fold.train), "asked": _named(part)}
+        known = kept.find(wanted)
+        if known is None:
+            say(f"{name}: fitted on {len(fold.train)} videos ({how})")
+            known = statistical_beliefs([fold], videos, presence, part, pack.action_names, fitter)
+            kept.keep(wanted, known)
+        answers[name] = known
+    zero_shot = {**about, "row": "base", "prompt": digest, "asked": _named(asked)}
+    base = kept.find(zero_shot)
+    questions_of = {"held": (planner, held), "test": (planner, asked)}
+    if base is None:
+        questions_of["base"] = (planner.model_copy(update={"adapter": ""}), asked)
+    answers |= asyncio.run(_beliefs(pack, planner, questions_of, say))
+    if base is None:
+        kept.keep(zero_shot, answers["base"])
+    else:
+        answers["base"] = base
+    beside, statistical = answers["statistical beside"], answers["statistical"]
     found = fit(beside, answers["held"], targets_of(held, pack.action_names), planner.fusion)
     weighed = planner.fusion.model_copy(update={"model": found.weight})
     warm = tempered(answers["test"], found.temperature)
@@ -151,6 +171,25 @@ def table(found: Mapping[str, Any]) -> str:
         cells.append(f"{gain['value']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _circumstances(
+    sap: Path, presence: Mapping[str, Any], record: Mapping[str, Any], planner: PlannerConfig, how: str
+) -> dict[str, object]:
+    """What the answers of base and statistical planner depend on, but for the videos."""
+    return {
+        "version": __version__,
+        "sap": hashlib.sha256(sap.read_bytes()).hexdigest()[:16],
+        "signals": {name: int(rows.sum()) for name, rows in sorted(presence.items())},
+        "base": record.get("base_digest", ""),
+        "permutations": planner.permutations,
+        "dtype": planner.dtype,
+        "statistical_planner": how,
+    }
+
+
+def _named(part: Sequence[Sample]) -> list[str]:
+    return [f"{sample.question.video}/{sample.index}" for sample in part]
 
 
 def _asked_as_trained(

@@ -68,6 +68,19 @@ def test_every_row_is_over_the_test_samples_and_the_weight_over_unseen_training_
     assert len(told) == 8 and len({line.count("|") for line in told}) == 1
 
 
+def test_what_is_kept_is_not_asked_again_and_gives_the_same_report(sap: Path, adapter: Path, tmp_path: Path) -> None:
+    said: list[list[str]] = [[], []]
+    first, second = (evaluate(adapter, sap, keep=tmp_path / "kept", say=lines.append) for lines in said)
+    assert first == second
+    assert [line.split(":")[0] for line in said[0]] == ["statistical beside", "statistical", "held", "test", "base"]
+    assert [line.split(":")[0] for line in said[1]] == ["held", "test"]
+    files = sorted((tmp_path / "kept").iterdir())
+    assert len(files) == 3
+    files[0].write_text("{}")
+    with pytest.raises(ConfigError, match="holds no beliefs"):
+        evaluate(adapter, sap, keep=tmp_path / "kept", say=lambda _: None)
+
+
 def test_prompts_that_have_changed_since_are_refused(sap: Path, adapter: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
