@@ -23,6 +23,7 @@ from stream_agent.evaluation.metrics import Outcome, re_slacc, re_vlacc, slacc, 
 from stream_agent.evaluation.model_beliefs import LanguageModel, outcomes
 from stream_agent.evaluation.samples import TRACKS, Sample, samples
 from stream_agent.procedure import load_pack
+from stream_agent.training.calibration import log_loss, targets_of
 
 
 async def rank(questions: Sequence[Sample], settings: Sequence[str]) -> tuple[list[Outcome], dict[str, object]]:
@@ -42,6 +43,7 @@ async def rank(questions: Sequence[Sample], settings: Sequence[str]) -> tuple[li
         "knowledge": config.planner.knowledge,
         "question": config.planner.question,
         "permutations": config.planner.permutations,
+        "nll": round(log_loss(asked.beliefs, targets_of(asked.samples, pack.action_names)), 3),
         "ms_per_rank_p50": asked.ms_p50,
         "cached_share": asked.cached_share,
     }
@@ -63,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if video in (TRAIN_VIDEOS if given.train else TEST_VIDEOS)
         for sample in samples(clips, track=given.track, history="action_reg")
     ]
+    if not asked:
+        print(f"error: {given.sap} has no sample of these videos; name the annotation of CholecT50-SAP")
+        return ConfigError.exit_code
     try:
         answers, spent = asyncio.run(rank(asked, given.settings))
     except StreamAgentError as error:
         print(f"error: {error}")
         return error.exit_code
-    if not answers:
-        print(f"error: {given.sap} has no sample of these videos; name the annotation of CholecT50-SAP")
-        return ConfigError.exit_code
     row: dict[str, object] = {"samples": len(answers), "videos": "training" if given.train else "test", **spent}
     for name, metric in (("SLAcc", slacc), ("VLAcc", vlacc), ("Re SLAcc", re_slacc), ("Re VLAcc", re_vlacc)):
         values = [round(metric(answers, k), 2) for k in (1, 2, 3)]
