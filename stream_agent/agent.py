@@ -17,49 +17,26 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import msgspec
-import zmq
 
-from stream_agent.case import build_case
 from stream_agent.clock import NS_PER_S, Clock, ManualClock, MonotonicClock
 from stream_agent.config import AgentConfig, is_lockstep
-from stream_agent.errors import ConfigError, StreamAgentError, WireError, WorkerError
-from stream_agent.grabber import grab_job, scene_timeline
-from stream_agent.journal import Journal
+from stream_agent.errors import StreamAgentError, WireError, WorkerError
 from stream_agent.messages import ClipEvent, FrameHeader, Health, NearPicture, Notice, Plan
-from stream_agent.models.in_use import pack_in_use, planner_in_use
-from stream_agent.perception.gate import Gate
-from stream_agent.perception.perceive import Perception, build_recogniser
 from stream_agent.perception.protocol import Thumbnail
 from stream_agent.perception.thumbnail import thumbnail
 from stream_agent.perception.ticks import Ticks
-from stream_agent.planner.desk import WorkerDesk
-from stream_agent.planner.link import WorkerLink
 from stream_agent.planner.near_picture import near_picture
-from stream_agent.procedure import ProcedurePack
-from stream_agent.runtime import RuntimeDirectory
-from stream_agent.scheduler import Scheduler
-from stream_agent.sinks.bridges import open_bridges
-from stream_agent.sinks.console_process import ConsoleProcess
 from stream_agent.sinks.dashboard.control import Command, NewCase, Pause, Session, SetGoal
-from stream_agent.sinks.dashboard.process import Dashboard
-from stream_agent.sinks.display import Display
-from stream_agent.sinks.jsonl import JsonlSink
-from stream_agent.sinks.publisher import Publisher
 from stream_agent.sinks.summary import print_summary
-from stream_agent.source import redacted
+from stream_agent.stages import open_stages
 from stream_agent.telemetry import Telemetry
-from stream_agent.transport.receiver import Frame, FrameReceiver
+from stream_agent.transport.receiver import Frame
 from stream_agent.workers import Worker
 
-if TYPE_CHECKING:
-    from stream_agent.recording.sink import RecordingSink
-
 _WAIT_S = 0.02
-_START_S = 30.0
 _SUPERVISE_NS = 50_000_000
 _HEALTH_NS = 500_000_000
 _TICK_SLACK = 1e-6
@@ -95,37 +72,20 @@ class Agent:
         self._virtual = ManualClock()
         self._clock: Clock = self._virtual if self._lockstep else MonotonicClock()
         self.telemetry = Telemetry()
-        if config.telemetry.prometheus is not None:
-            from stream_agent.prometheus import PrometheusEndpoint
-
-            resources.callback(PrometheusEndpoint(self.telemetry, config.telemetry.prometheus).close)
-
-        self.pack: ProcedurePack = pack_in_use(config.models, config.procedure)
-        perception = Perception(
-            Gate(config.gate),
-            build_recogniser(config.recogniser, self.pack, config.watched, scene_timeline(config.source, self.pack)),
+        stages = open_stages(
+            config,
+            resources,
+            clock=self._clock,
+            telemetry=self.telemetry,
+            stopped=stopped.is_set,
+            resume_pts_s=self._resume_pts_s,
         )
-        self._case = build_case(config, self.pack, perception)
-        self._journal = self._open_journal(resources)
-
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        resources.callback(context.term)
-        runtime = resources.enter_context(RuntimeDirectory())
-        self._recording = self._open_recording(runtime, resources)
-        self._publisher, self._jsonl, self._console = self._open_sinks(runtime, resources)
-        self._dashboard = self._open_dashboard(runtime, resources)
-        self._bridges = self._open_bridges(runtime, resources)
-        valid_ns = round(config.planner.valid_s * NS_PER_S)
-        self._display = Display(
-            self._publisher,
-            self._jsonl,
-            self.telemetry,
-            valid_ns=valid_ns,
-            deadline_ns=round(config.planner.deadline_ms * 1e6),
-            config_digest=config.digest(),
-        )
-        self._desk = self._open_desk(context, runtime, resources)
-        self._receiver, self._grabber = self._open_source(context, runtime, resources)
+        self._children = stages.children
+        self._receiver, self._grabber = stages.receiver, stages.grabber
+        self._case, self._journal, self._desk = stages.case, stages.journal, stages.desk
+        self._display, self._publisher, self._jsonl = stages.display, stages.publisher, stages.jsonl
+        self._console, self._dashboard, self._bridges = stages.console, stages.dashboard, stages.bridges
+        self._recording = stages.recording
 
         self._ticks = Ticks(config.recogniser.rate_hz)
         self._last_header: FrameHeader | None = None
@@ -146,7 +106,7 @@ class Agent:
         Raises:
             StreamAgentError: The grabber failed for good: the source cannot be opened, say.
         """
-        for child in self._children():
+        for child in self._children:
             child.start()
         if self._recording is not None:
             self._recording.wait_until_ready(self._stopped.is_set)
@@ -335,12 +295,6 @@ class Agent:
         if commands:
             self._health_ns = 0  # the page hears of it at once
 
-    def _children(self) -> list[Worker]:
-        dashboard = [self._dashboard.worker] if self._dashboard is not None else []
-        desk = [self._desk.worker] if self._desk is not None else []
-        recorder = [self._recording.worker] if self._recording is not None else []
-        return [*recorder, *desk, *([self._grabber] if self._grabber is not None else []), *dashboard, *self._bridges]
-
     def _give_credit(self, frames: int) -> None:
         """Let the grabber send so many more frames; only lockstep asks for leave."""
         if self._lockstep and self._grabber is not None:
@@ -380,7 +334,7 @@ class Agent:
             sent_ns=now_ns,
             state="ok" if all(part == "ok" for part in parts.values()) else "degraded",
             parts=parts,
-            restarts={child.name: child.restarts for child in self._children() if child.restarts},
+            restarts={child.name: child.restarts for child in self._children if child.restarts},
         )
         self._publisher.send(health, now_ns=now_ns)
         self._book_frames()
@@ -422,149 +376,14 @@ class Agent:
         """Whether the grabber has ended without its last message reaching us."""
         return self._grabber is not None and self._grabber.finished
 
-    # ------------------------------------------------------------------------------------------------ start and end
+    # ------------------------------------------------------------------------------------------------ going on, and the end
 
-    def _open_journal(self, resources: ExitStack) -> Journal | None:
-        config = self._config.memory
-        if config.journal is None:
+    def _resume_pts_s(self) -> float | None:
+        """Where a grabber that is started again goes on: the last frame's media time and what has passed since."""
+        if self._last_header is None:
             return None
-        journal = Journal(config.journal, case_id=config.case_id, pack=self.pack.name)
-        resources.callback(journal.close)
-        foreign = {clip.action for clip in journal.restored} - set(self.pack.action_names)
-        if foreign:
-            raise ConfigError(
-                f"memory.journal={config.journal} holds {', '.join(sorted(foreign))[:80]}, no action of {self.pack.name}; name "
-                "another file"
-            )
-        self._case.memory.restore(journal.restored)
-        return journal
-
-    def _open_recording(self, runtime: RuntimeDirectory, resources: ExitStack) -> RecordingSink | None:
-        path = self._config.sinks.recording
-        if path is None:
-            return None
-        from stream_agent.recording.sink import RecordingSink
-
-        recording = RecordingSink(
-            path,
-            self._config,
-            self.pack,
-            runtime.endpoint,
-            lockstep=self._lockstep,
-            telemetry=self.telemetry,
-            now_ns=self._clock.now_ns(),
-        )
-        resources.callback(recording.finish)
-        if self._journal is not None and self._journal.restored:
-            recording.restored(self._journal.restored)
-        return recording
-
-    def _open_sinks(
-        self, runtime: RuntimeDirectory, resources: ExitStack
-    ) -> tuple[Publisher, JsonlSink | None, ConsoleProcess]:
-        config = self._config.sinks
-        jsonl = None
-        if config.jsonl is not None:
-            jsonl = JsonlSink(config.jsonl, lossless=self._lockstep, telemetry=self.telemetry)
-            resources.callback(jsonl.close)
-        private = runtime.endpoint("plans")
-        public = [config.publisher.bind] if config.publisher.bind is not None else []
-        tap = self._recording.publish if self._recording is not None else None
-        publisher = Publisher([private, *public], keys=config.publisher.keys, tap=tap)
-        resources.callback(publisher.close, linger_s=0.2)
-        console = ConsoleProcess(
-            config.console,
-            private,
-            title=f"{self.pack.title} · {redacted(self._config.watched)}",
-            lockstep=self._lockstep,
-            codes=[(action.name, action.code) for action in self.pack.actions],
-        )
-        resources.callback(console.stop)
-        return publisher, jsonl, console
-
-    def _open_dashboard(self, runtime: RuntimeDirectory, resources: ExitStack) -> Dashboard | None:
-        if not self._config.sinks.dashboard.enabled:
-            return None
-        dashboard = Dashboard(
-            self._config, self.pack, runtime.endpoint, plans=runtime.endpoint("plans"), lockstep=self._lockstep
-        )
-        resources.callback(dashboard.close)
-        return dashboard
-
-    def _open_bridges(self, runtime: RuntimeDirectory, resources: ExitStack) -> list[Worker]:
-        bridges = open_bridges(self._config, self.pack, runtime.endpoint, lockstep=self._lockstep)
-        for bridge in bridges:
-            resources.callback(bridge.stop)
-        return bridges
-
-    def _open_desk(
-        self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory, resources: ExitStack
-    ) -> WorkerDesk | None:
-        config = planner_in_use(self._config.models, self._config.planner, self.pack.name)
-        if config.kind == "none":
-            return None
-        link, scheduler = self._link_and_scheduler(context, runtime)
-        resources.callback(link.close)
-        worker = Worker(
-            "planner worker",
-            "stream_agent.planner.worker",
-            lambda: link.job(config.model_dump_json(), self.pack.action_names, str(self.pack.folder.resolve())),
-            restarts_per_minute=config.restarts_per_minute,
-            ready_timeout_s=config.ready_timeout_s,
-        )
-        resources.callback(worker.stop)
-        return WorkerDesk(
-            worker,
-            link,
-            scheduler,
-            config=config,
-            pack=self.pack,
-            goal=self._case.goal,
-            telemetry=self.telemetry,
-            lockstep=self._lockstep,
-            stopped=self._stopped.is_set,
-        )
-
-    def _link_and_scheduler(
-        self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory
-    ) -> tuple[WorkerLink, Scheduler]:
-        config, deadline_ms = self._config.scheduler, self._config.planner.deadline_ms
-        if self._recording is None:
-            return WorkerLink(context, runtime.endpoint), Scheduler(config, deadline_ms=deadline_ms)
-        from stream_agent.recording.sink import RecordedLink, RecordedScheduler
-
-        link = RecordedLink(context, runtime.endpoint, self._recording, self._clock.now_ns)
-        return link, RecordedScheduler(config, deadline_ms=deadline_ms, sink=self._recording)
-
-    def _open_source(
-        self, context: zmq.Context[zmq.Socket[bytes]], runtime: RuntimeDirectory, resources: ExitStack
-    ) -> tuple[FrameReceiver, Worker | None]:
-        transport, source = self._config.transport, self._config.source
-        if transport.connect is not None:
-            receiver = FrameReceiver(context, transport.connect, keys=transport.keys)
-            resources.callback(receiver.close)
-            return receiver, None
-        endpoint = runtime.endpoint("frames")
-        receiver = FrameReceiver(context, endpoint)
-        resources.callback(receiver.close)
-        grabber = Worker(
-            "grabber",
-            "stream_agent.grabber",
-            lambda: self._grab_job(endpoint),
-            restarts_per_minute=source.restarts_per_minute,
-            ready_timeout_s=source.open_timeout_s + _START_S,
-            stall_s=transport.stall_s,
-        )
-        resources.callback(grabber.stop)
-        return receiver, grabber
-
-    def _grab_job(self, endpoint: str) -> bytes:
-        """The grabber's job; a grabber that is started again goes on where the last one ended."""
-        resume_pts_s = None
-        if self._last_header is not None:
-            elapsed_s = (self._clock.now_ns() - self._last_header.captured_ns) / NS_PER_S
-            resume_pts_s = self._last_header.pts_s + max(elapsed_s, _TICK_SLACK)
-        return msgspec.json.encode(grab_job(self._config, self.pack, endpoint=endpoint, resume_pts_s=resume_pts_s))
+        elapsed_s = (self._clock.now_ns() - self._last_header.captured_ns) / NS_PER_S
+        return self._last_header.pts_s + max(elapsed_s, _TICK_SLACK)
 
     def _finish(self, ended: bool) -> None:
         """Stop the children from the source down, and book what is left."""
