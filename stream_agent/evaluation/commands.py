@@ -180,9 +180,12 @@ def evaluate(
     from stream_agent.evaluation.baselines import AntGpt, CommandBackend
     from stream_agent.evaluation.dataset import load_presence, load_sap, read_annotation
     from stream_agent.evaluation.lineup import all_baselines, signals_model, statistical_planner
+    from stream_agent.evaluation.outcomes import FILE_NAME, write_outcomes
     from stream_agent.evaluation.protocols import PROTOCOLS, run, steps
     from stream_agent.evaluation.streaming import Streaming
     from stream_agent.evaluation.streaming_report import tables
+    from stream_agent.models.model_files import file_sha256
+    from stream_agent.models.record import code_version
     from stream_agent.procedure import load_pack
 
     began = time.monotonic()
@@ -232,6 +235,7 @@ def evaluate(
             planner=planners,
         ),
         "version": __version__,
+        "commit": code_version(),
         "annotation": f"{sap.name}, sha256 {hashlib.sha256(read_annotation(sap)).hexdigest()[:12]}",
         "videos": len(videos),
         "videos with signals": len(presence),
@@ -246,7 +250,14 @@ def evaluate(
         if isinstance(baseline, AntGpt) and baseline.asked:
             about["antgpt"] = f"{baseline.failures} words in {baseline.asked} answers name no action"
     plots = _plots(done, videos, out)
-    written = report.write(made, out, about=about, plots=plots)
+    data = {sap.name: file_sha256(sap)}
+    if signals is not None:
+        data |= {path.name: file_sha256(path) for path in sorted(signals.glob("video*.csv"))}
+    given = report.all_answers(done, streaming.answered)
+    written = (
+        *report.write(made, out, about=about, plots=plots),
+        write_outcomes(given, out / FILE_NAME, about=about, data=data),
+    )
     for protocol in report.protocols_of(made):
         _show(report.title(protocol), report.headline(made, protocol))
     for title, lines in tables(made.streaming):

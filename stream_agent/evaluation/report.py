@@ -112,10 +112,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def report(run: Run, videos: Videos, streamed: Mapping[str, Streamed] | None = None) -> Report:
     """What the run amounts to, with what the streaming protocol answered."""
     streamed = streamed or {}
-    in_stream = {
-        Setting(planner, "causal", "segmenter", "streaming"): part.leads[0] for planner, part in streamed.items()
-    }
-    answered = run.answers | in_stream
+    answered = all_answers(run, streamed)
     is_sample = {(clip.video, clip.index): clip.is_sample for clips in videos.values() for clip in clips}
     outcomes = {setting: [answer.outcome for answer in answers] for setting, answers in answered.items()}
     return Report(
@@ -127,6 +124,14 @@ def report(run: Run, videos: Videos, streamed: Mapping[str, Streamed] | None = N
         streaming=scores(streamed, is_sample),
         not_run=run.not_run,
     )
+
+
+def all_answers(run: Run, streamed: Mapping[str, Streamed]) -> dict[Setting, list[Answer]]:
+    """The answers behind every row, those of the streaming protocol included."""
+    in_stream = {
+        Setting(planner, "causal", "segmenter", "streaming"): part.leads[0] for planner, part in streamed.items()
+    }
+    return run.answers | in_stream
 
 
 def write(made: Report, folder: Path, *, about: Mapping[str, object], plots: Sequence[Path] = ()) -> tuple[Path, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ def test_evaluate_writes_its_files(sap: Path, tmp_path: Path, capsys: pytest.Cap
     assert {path.name for path in out.iterdir()} == {
         "results.json",
         "details.json",
+        "outcomes.jsonl",
         "report.md",
         "accuracy.png",
         "reliability.png",
@@ -53,6 +55,23 @@ def test_evaluate_writes_its_files(sap: Path, tmp_path: Path, capsys: pytest.Cap
     assert "constant" in shown.out
     assert "official · constant" in shown.err
     assert {(row["planner"], row["protocol"]) for row in rows(out)} == {("constant", "official")}
+
+
+def test_every_answer_is_kept_beside_what_it_was_made_from(sap: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("evaluate", "--sap", sap, "--out", out, "--planner", "most_prob", "--protocol", "official")
+    assert call(*command) == 0
+    first, *answers = [json.loads(line) for line in (out / "outcomes.jsonl").read_text().splitlines()]
+    assert first["data"] == {sap.name: hashlib.sha256(sap.read_bytes()).hexdigest()}
+    assert first["about"]["commit"]
+    for row in rows(out):
+        mine = [
+            one for one in answers if all(one[key] == row[key] for key in ("planner", "track", "history", "protocol"))
+        ]
+        assert len(mine) == row["n"]
+        hits = sum(one["target"] == one["ranked"][0] for one in mine)
+        assert row["slacc"][0] == round(100 * hits / len(mine), 2)  # type: ignore[index]
+        assert all(one["elapsed_ms"] >= 0 for one in mine)
 
 
 def test_only_and_exclude_take_lists(sap: Path, tmp_path: Path, made_videos: Made) -> None:
