@@ -10,6 +10,7 @@ alone, since nobody has seen that frame. One chain is followed (beam 1), all its
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -49,6 +50,7 @@ RANK, CAPTION, CHAIN, RATIONALE = range(4)
 _CHAINS: Final = 256
 _CAPTION_SHARE: Final = 0.5
 _COUNTED_CLIPS: Final = 16
+_DIGESTS: Final = re.compile(r"\b(model|prompt) ([0-9a-f]{12})\b")
 
 Chain = tuple[tuple[str, float], ...]
 
@@ -125,7 +127,19 @@ class LanguagePlanner:
         parts = [f"temperature {config.temperature:g} ({config.temperature_fitted_on or 'not fitted'})"]
         if config.fusion.enabled:
             parts.append(f"fusion weight {config.fusion.model:g} ({config.fusion.fitted_on or 'not fitted'})")
-        return f"planner: prompt {self._factory.digest}, {', '.join(parts)}"
+        told = f"planner: prompt {self._factory.digest}, {', '.join(parts)}"
+        return f"{told}; {self._misfit()}" if self._misfit() else told
+
+    def _misfit(self) -> str:
+        """What the calibration was fitted for and this is not, where it names digests; empty when nothing is amiss."""
+        fitted_on = f"{self._config.temperature_fitted_on} {self._config.fusion.fitted_on}"
+        now = {"model": self._hashes.model.partition("+")[0], "prompt": self._factory.digest}
+        other = [
+            f"{part} {digest}"
+            for part, digest in dict.fromkeys(_DIGESTS.findall(fitted_on))
+            if now[part] and digest != now[part]
+        ]
+        return f"fitted for {' and '.join(other)}, so fit anew with `train calibration`" if other else ""
 
     def _room(self, able: Capabilities) -> list[str]:
         """How long a history fits the model, where its tokens can be counted here; pictures and captions take theirs off it.

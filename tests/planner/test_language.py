@@ -81,6 +81,21 @@ def test_the_start_tells_how_long_a_history_fits() -> None:
     assert int(told.split()[-2]) < int(room(context_tokens=4096, knowledge="none").split()[-2])
 
 
+def test_a_calibration_of_another_model_or_prompt_is_told_at_the_start() -> None:
+    def told(fitted_on: str) -> str:
+        made, _ = planner(temperature=2.0, temperature_fitted_on=fitted_on)
+        return next(line for line in asyncio.run(made.start()) if "temperature 2" in line)
+
+    made, _ = planner()
+    [first, *_] = asyncio.run(made.start())
+    model = first.partition("digest ")[2].rstrip(")")
+    own = f"168 samples; model {model}, prompt {made._factory.digest}"
+    assert "fit anew" not in told(own)
+    assert "fitted for prompt 0123456789ab, so fit anew" in told(f"model {model}, prompt 0123456789ab")
+    assert "fitted for model 0123456789ab and prompt abcdefabcdef" in told("model 0123456789ab, prompt abcdefabcdef")
+    assert "fit anew" not in told("our own cases")
+
+
 def test_a_server_that_refuses_the_shortest_prompt_is_no_reason_to_start_anew() -> None:
     """Where tokens cannot be counted here the first ranking finds out; a restart would find the same."""
     made, backend = planner(context_tokens=300)
@@ -89,7 +104,7 @@ def test_a_server_that_refuses_the_shortest_prompt_is_no_reason_to_start_anew() 
     async def refuse(*asked: object) -> Any:
         raise BackendError("the prompt is too long", too_long=True)
 
-    backend.score = refuse  # type: ignore[method-assign]
+    backend.score = refuse  # type: ignore[method-assign, assignment]
     with pytest.raises(ConfigError, match="too long"):
         asyncio.run(made.start())
 
