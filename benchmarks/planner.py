@@ -24,6 +24,7 @@ import asyncio
 import dataclasses
 import importlib.util
 import runpy
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -35,6 +36,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from benchmarks import cross_check
 from benchmarks.histories import drawn_memory
 from benchmarks.prompting import prompt_renderer, request_of, stable_share
 from benchmarks.report import ROOT, Report, arguments, first_line, quantiles_ms, row_of, run_main
@@ -52,6 +54,7 @@ from stream_agent.prompts import PromptFactory, rationale_schema
 
 _QUESTION = first_line(__doc__)
 _TINY_KIND = "tiny_transformers"
+_CROSS_CHECK = "vllm_bench_serve"
 _TINY = ROOT / "tests" / "planner" / "backends" / "tiny_models.py"
 _INTERVAL_S = 0.5
 _AHEAD_S = 0.1
@@ -122,10 +125,25 @@ def main() -> int:
                 asyncio.run(_measure(report, kind, config, options))
             except (ConfigError, BackendError) as error:
                 report.not_run[kind] = str(error).splitlines()[0]
+    _tell_not_asked(report, options.settings)
     report.notes.append(
         "a request that is not answered in time counts as late as its deadline; failures are in the JSON line"
     )
     return report.finish(options)
+
+
+def _tell_not_asked(report: Report, settings: Sequence[str]) -> None:
+    """What of the question this run leaves open, and the command that answers it."""
+    config = load_config(None, list(settings)).planner
+    command = "python -m benchmarks.planner planner.kind=vllm planner.model=DIR"
+    if "fp8" not in (config.quantization or "").lower():
+        reason = f"not asked for: {command} planner.quantization=fp8" if present_device() else "it needs a GPU"
+        report.not_run["fp8"] = reason
+    if config.kind == "none":
+        installed = importlib.util.find_spec("vllm") is not None
+        report.not_run["vllm"] = f"not asked for: {command}" if installed else "vllm is not installed (docs/serving.md)"
+        report.not_run["openai"] = "not asked for: planner.kind=openai planner.endpoint=http://HOST:PORT/v1"
+        report.not_run[_CROSS_CHECK] = cross_check.why_not(None, None)
 
 
 def _backends(report: Report, settings: Sequence[str], folder: Path) -> dict[str, list[str]]:
@@ -192,6 +210,7 @@ async def _measure(report: Report, kind: str, config: PlannerConfig, options: ar
                 )
             )
         await _write(report, kind, backend, pack, config, 3 if options.quick else 20)
+        await _cross_check(report, kind, backend, pack, config, told["model"], 4 if options.quick else 20)
 
 
 @asynccontextmanager
@@ -333,6 +352,59 @@ async def _write(
         x_floor = None if floor is None or not values else quantiles_ms(values)[0] / floor
         more: dict[str, Any] = {"floor_ms": floor, "x_floor": x_floor, "failed": failed}
         report.rows.append(row_of(method, f"{kind}_1_stream", [values], **more))
+
+
+# ------------------------------------------------------------------------------------------------------ cross-check
+
+
+async def _cross_check(
+    report: Report, kind: str, backend: Backend, pack: ProcedurePack, config: PlannerConfig, served: str, count: int
+) -> None:
+    """Time to first token beside what vLLM's own benchmark says of the same server (cross_check.py)."""
+    reason = cross_check.why_not(config.model, config.endpoint if config.kind == "openai" else None)
+    if reason:
+        report.not_run[_CROSS_CHECK] = reason
+        return
+    assert config.model is not None and config.endpoint is not None
+    factory = PromptFactory(pack, config)
+    before = dataclasses.replace(backend.usage())
+    first_ms = []
+    for index in range(1 + count):  # one to warm up
+        memory = _moment(pack, 0, index)
+        choices = choices_of(pack.action_names, memory.current)
+        prompt = factory.rationale(request_of(pack, memory, _picture_size(config)), choices)
+        call = Call(f"cross-check {index} {time.monotonic_ns()}", salt=f"cross-check {index} {time.monotonic_ns()}")
+        stamps = [time.perf_counter()]
+        pieces = backend.generate(
+            prompt, call, max_tokens=cross_check.OUTPUT_TOKENS, schema=rationale_schema(choices)
+        )  # to its end: the server tells the prompt's length with the last piece
+        stamps += [time.perf_counter() async for _ in pieces]
+        first_ms.append(1000 * (stamps[1] - stamps[0]))
+    read = backend.usage().prompt_tokens - before.prompt_tokens
+    tokens = round(read / (1 + count))
+    try:
+        theirs = await asyncio.to_thread(
+            cross_check.vllm_bench_ms,
+            endpoint=config.endpoint,
+            served_model=served,
+            model=config.model,
+            prompt_tokens=tokens,
+            count=count,
+        )
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        report.not_run[_CROSS_CHECK] = str(error).splitlines()[0]
+        return
+    reference = [theirs["first_ms"]]
+    report.rows += [
+        row_of("first_token_ours", f"{kind}_cross_check", [first_ms[1:]], reference_ms=reference, prompt_tokens=tokens),
+        row_of(
+            _CROSS_CHECK,
+            f"{kind}_cross_check",
+            reference,
+            prompt_tokens=theirs["prompt_tokens"],
+            next_token_p50_ms=quantiles_ms(theirs["next_ms"])[0],
+        ),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ roofline
