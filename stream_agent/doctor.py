@@ -239,11 +239,12 @@ def check_disk(config: AgentConfig) -> Sequence[Check]:
 
 def check_pack_and_recogniser(config: AgentConfig) -> Sequence[Check]:
     """Whether the procedure pack and what recognises its actions load."""
-    from stream_agent.models.in_use import describe, pack_in_use
+    from stream_agent.models.in_use import describe, pack_in_use, planner_in_use
     from stream_agent.perception.perceive import build_recogniser
 
     try:
         pack = pack_in_use(config.models, config.procedure)
+        planner_in_use(config.models, config.planner, pack.name)  # whether the adapter fits the base model
         promoted = describe(config.models, pack.name)
     except StreamAgentError as error:
         return [_failed("procedure pack", error)]
