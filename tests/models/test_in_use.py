@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream_agent.config import AgentConfig, load_config
+from stream_agent.doctor import check_pack_and_recogniser
 from stream_agent.errors import ConfigError
 from stream_agent.models.in_use import describe, pack_in_use, pack_of_session, planner_in_use
 from stream_agent.models.promotion import promote
@@ -76,6 +77,17 @@ def test_a_run_does_not_start_with_a_damaged_model(tmp_path: Path, registry: Pat
     [line] = ended.stderr.strip().splitlines()
     assert "planner.json is not the file that was promoted" in line
     assert "`models rollback`" in line
+
+
+def test_the_doctor_tells_what_is_in_use_and_what_would_stop_the_run(registry: Path) -> None:
+    config = configured(f"models.registry={registry}")
+    [promoted] = [check for check in check_pack_and_recogniser(config) if check.name == "promoted models"]
+    assert promoted.state == "ok"
+    assert "statistical version 1 (" in promoted.detail
+    assert "adapter none" in promoted.detail
+    (registry / "versions" / "statistical-cholecystectomy-0001" / "planner.json").unlink()
+    [failed] = check_pack_and_recogniser(config)
+    assert failed.state == "fail"
 
 
 def test_a_registry_must_be_there_and_be_named(tmp_path: Path) -> None:
