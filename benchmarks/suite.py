@@ -92,8 +92,20 @@ def _run_one(name: str, *, quick: bool, save: bool, tell: Callable[[str], None],
         said = (done.stderr.strip().splitlines() or ["it printed no result"])[-1]
         return _broken(name, f"ended with exit code {done.returncode}: {said[:300]}", tell)
     tell("\n".join(printed))
-    assert isinstance(result, dict)
-    return result
+    problem = contract_problem(result)
+    return _broken(name, problem, tell) if problem else result
+
+
+def contract_problem(result: Any) -> str:  # noqa: ANN401 - whatever the last line holds
+    """What a result lacks of that which other tools rely on; empty when nothing. So every run in CI tests it."""
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
+        return "its last line is no object with rows"
+    if not result["rows"] and not result.get("not_run"):
+        return "it has no rows, and nothing is told as not run"
+    for row in result["rows"]:
+        if missing := {"method", "case", "p50_ms", "p99_ms"} - row.keys():
+            return f"a row lacks {', '.join(sorted(missing))}: {json.dumps(row)[:120]}"
+    return ""
 
 
 def _broken(name: str, reason: str, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -115,3 +115,29 @@ def test_the_command_line_loads_no_benchmark_before_it_is_asked_to() -> None:
 
     code = "import sys, stream_agent.cli; sys.exit(any(name.startswith('benchmarks') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ROW = {"method": "ours", "case": "480p", "p50_ms": 1.0, "p99_ms": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"rows": [ROW]}, ""),
+        ({"rows": [], "not_run": {"ours": "why"}}, ""),
+        ({"rows": [], "not_run": {}}, "it has no rows, and nothing is told as not run"),
+        ({"rows": [ROW, {"method": "ours", "case": "480p", "p50_ms": 1.0}]}, "a row lacks p99_ms"),
+        ([ROW], "its last line is no object with rows"),
+        ({"rows": {}}, "its last line is no object with rows"),
+    ],
+)
+def test_a_result_that_other_tools_could_not_read_is_broken(result: Any, said: str) -> None:
+    problem = suite.contract_problem(result)
+    assert problem.startswith(said) and bool(problem) == bool(said)
+
+
+def test_a_benchmark_whose_last_line_breaks_the_contract_is_told_and_fails(checkout: Path) -> None:
+    (checkout / "benchmarks" / "decode.py").write_text("""print('{"rows": [{"method": "ours"}]}')""")
+    results = suite.run(["decode"], quick=True, tell=lambda _: None)
+    assert results["decode"]["broken"].startswith("a row lacks case, p50_ms, p99_ms")
+    assert suite.exit_code(results, guard=True) == 1
