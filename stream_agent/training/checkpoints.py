@@ -25,7 +25,10 @@ def checkpoints_beside(out: Path, config: Section) -> Path:
     folder = out.with_name(out.name + SUFFIX)
     written = folder / _CONFIG
     wanted = config.model_dump_json()
-    if written.is_file() and written.read_text(encoding="utf-8") != wanted:
+    begun = (
+        written.is_file() and last_checkpoint(folder) is not None
+    )  # a model that did not load leaves nothing to go on from
+    if begun and written.read_text(encoding="utf-8") != wanted:
         raise ConfigError(
             f"{folder} holds checkpoints of another configuration; remove it to begin anew, or name another --out"
         )
