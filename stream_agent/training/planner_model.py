@@ -4,11 +4,11 @@
         --signals ../shared/data/cholec80/phase_tool_1hz --out configs/procedures/cholecystectomy/planner.json
 
 Annotated clips and 1 Hz instrument rows are replayed, strictly before each target begins, into the `Memory` that the agent
-would hold, and read by the agent's own feature code. The heads are taught what follows where an action ends, the one with
-instruments a few seconds before its end, too; a third part is taught to tell such moments from all the others. Settings are
-chosen by the log loss of 5-fold cross-validation by video on samples of the training videos, again without each video where
-figures are nested. Two tables are reports of the fixed settings, refitted without the videos asked about, and nothing was
-chosen by them: leave-one-video-out over all videos, and the test samples. Every run gives the same bytes.
+would hold, and read by the agent's own feature code. The heads are taught what follows where an action ends; a third part is
+taught to tell such moments from all the others, for a live agent is asked in every second. Settings are chosen by the log
+loss of 5-fold cross-validation by video on samples of the training videos, again without each video where figures are
+nested. Two tables are reports of the fixed settings, refitted without the videos asked about, and nothing was chosen by
+them: leave-one-video-out over all videos, and the test samples. Every run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ACTIONS: Final = statistical.ACTIONS
 TREES: Final = 80
 SHARES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
 EARLY_S: Final = 3
-"""So long before its end an action is taught a second time to the head with instruments."""
+"""So long before its end an action is about to end."""
 
 EVERY_S: Final = 4
 """Every so many seconds of an action are moments like any."""
@@ -105,7 +105,6 @@ class Setting:
         linear_share: Of the logistic model beside the forest.
         share: Of the n-gram.
         sharpness: The exponent.
-        early: Share of an action's weight on the moment `EARLY_S` before its end.
     """
 
     sample_weight: float
@@ -114,18 +113,17 @@ class Setting:
     linear_share: float = 1.0
     share: float = 0.1
     sharpness: float = 1.0
-    early: float = 0.0
 
 
 SETTINGS: Final = {
     False: (Setting(5.0, 100.0), Setting(5.0, 30.0), Setting(3.0, 100.0)),
-    True: (Setting(3.0, 50.0, 3, 0.33, early=1 / 3), Setting(3.0, 50.0, 5, 0.33, early=1 / 3)),
+    True: (Setting(3.0, 50.0, 3, 0.33), Setting(3.0, 50.0, 5, 0.33)),
 }
 """By whether instruments are seen."""
 
 CHOSEN: Final = {
     False: Setting(5.0, 100.0, share=0.2, sharpness=1.1),
-    True: Setting(3.0, 50.0, 3, 0.33, share=0.05, sharpness=1.1, early=1 / 3),
+    True: Setting(3.0, 50.0, 3, 0.33, share=0.05, sharpness=1.1),
 }
 """What `Study.choose` finds on the 35 training videos, by whether instruments are seen: for refits without some of them."""
 
@@ -201,8 +199,9 @@ def _asked(
 def _questions(
     clips: tuple[SapClip, ...], rows: tuple[tuple[int, ...], ...] | None
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """`examples`, `early_examples` and, with rows, `moments`: made once per video however many folds ask for them."""
-    return examples(clips, rows), early_examples(clips, rows), [] if rows is None else moments(clips, rows)
+    """`examples` and, with rows, `early_examples` and `moments`: made once per video however many folds ask for them."""
+    asked = examples(clips, rows)
+    return (asked, [], []) if rows is None else (asked, early_examples(clips, rows), moments(clips, rows))
 
 
 def load_rows(signals: Path, videos: Iterable[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -226,12 +225,7 @@ def allowed(asked: Sequence[Example]) -> NDArray[np.bool_]:
 def fit_head(taught: Sequence[Example], setting: Setting, *, full: bool, set_from: float = 0.0) -> HeadFile:
     """One head fitted on all of `taught`."""
     x, y = matrix(taught, full=full), np.array([one.target for one in taught])
-    weight = np.array(
-        [
-            (setting.sample_weight if one.is_sample else 1.0) * (setting.early if one.left_s else 1.0 - setting.early)
-            for one in taught
-        ]
-    )
+    weight = np.array([setting.sample_weight if one.is_sample else 1.0 for one in taught])
     forest = None
     if setting.leaf:
         from sklearn.ensemble import ExtraTreesClassifier
@@ -403,15 +397,6 @@ class Study:
             if (one.instruments is not None or not full) and (one.is_sample or not samples)
         ]
 
-    def taught(self, names: Iterable[str], setting: Setting, *, full: bool) -> list[Example]:
-        """What a head of this setting is fitted on."""
-        names = sorted(names)
-        found = self.named(names, full=full, samples=False)
-        return found + self._early(names, full=full) if setting.early else found
-
-    def _early(self, names: Iterable[str], *, full: bool) -> list[Example]:
-        return [one for name in names for one in self.early[name] if one.instruments is not None or not full]
-
     def forecast(
         self, taught: Iterable[str], tested: Iterable[str], setting: Setting, *, full: bool, samples: bool = True
     ) -> Forecasts:
@@ -421,7 +406,7 @@ class Study:
     def answer(self, taught: Iterable[str], asked: Sequence[Example], setting: Setting, *, full: bool) -> Forecasts:
         """Answers to any questions of models fitted on the videos `taught`; the current action is taken to end now."""
         taught = list(taught)
-        head = Head(fit_head(self.taught(taught, setting, full=full), setting, full=full), len(ACTIONS))
+        head = Head(fit_head(self.named(taught, full=full, samples=False), setting, full=full), len(ACTIONS))
         file = statistical.count(self.videos, taught, order=self._order, concentration=self._concentration)
         ngram = NgramModel(file)
         rows = zip(matrix(asked, full=full).tolist(), allowed(asked), strict=True)
@@ -435,8 +420,9 @@ class Study:
     def ending(self, names: Iterable[str]) -> Ending:
         """What tells the ends of actions from other moments, fitted on `names`."""
         names = sorted(names)
-        ends = self.named(names, full=True, samples=False) + self._early(names, full=True)
-        return fit_ending(ends, [one for name in names for one in self.moments[name]])
+        early = [one for name in names for one in self.early[name]]
+        among = [one for name in names for one in self.moments[name]]
+        return fit_ending(self.named(names, full=True, samples=False) + early, among)
 
     def choose(self, names: Iterable[str], *, full: bool) -> Setting:
         """The setting with the least cross-validated log loss over samples; the first on a tie."""
@@ -504,15 +490,13 @@ def fit_ensemble(
     sets: Mapping[bool, float] = SET_FROM,
 ) -> EnsembleFile:
     """Both heads fitted on the videos `names`; without the full one where none of them has instrument rows."""
-    seen = study.taught(names, chosen[True], full=True)
+    seen = study.named(names, full=True, samples=False)
     return EnsembleFile(
         version=SCHEMA,
         statement=STATEMENT.format(videos=len(names)),
         actions=ACTIONS,
         instruments=INSTRUMENTS,
-        labels=fit_head(
-            study.taught(names, chosen[False], full=False), chosen[False], full=False, set_from=sets[False]
-        ),
+        labels=fit_head(study.named(names, full=False, samples=False), chosen[False], full=False, set_from=sets[False]),
         full=fit_head(seen, chosen[True], full=True, set_from=sets[True]) if seen else None,
         ending=study.ending(names) if seen else None,
     )
