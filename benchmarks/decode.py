@@ -138,7 +138,10 @@ def _methods(report: Report, kind: Kind) -> dict[str, Callable[[Path], list[floa
     except ImportError as error:
         report.not_run["torchcodec"] = not_installed(error, "torchcodec")
     except (OSError, RuntimeError) as error:  # it is there, its FFmpeg libraries are not
-        report.not_run["torchcodec"] = f"it does not load here: {str(error).strip().splitlines()[0][:120]}"
+        said = str(error).strip().splitlines()[0].partition(". ")[0][:120]
+        report.not_run["torchcodec"] = (
+            f"it does not load here ({said}); install FFmpeg's shared libraries: apt-get install ffmpeg"
+        )
     return methods
 
 
