@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import psutil
 import pyarrow as pa
 import pytest
 import rerun
@@ -131,7 +132,32 @@ def test_a_viewer_shows_the_case_loses_an_expired_plan_and_may_come_late_or_agai
             viewer.close()
 
 
-def test_a_viewer_that_takes_nothing_costs_no_memory_and_no_exit(folder: Path) -> None:
+def test_a_bridge_that_is_killed_goes_on_in_the_same_recording(folder: Path) -> None:
+    port = free_port()
+    viewer = HeadlessViewer(folder, port, "viewer.rrd")
+    agent = DashboardAgent(folder, *SMALL, f"sinks.rerun.connect=127.0.0.1:{port}")
+    try:
+        until(lambda: viewer.rows("/picture", "EncodedImage:blob"), agent)
+        bridge = next(
+            child
+            for child in psutil.Process(agent.process.pid).children(recursive=True)
+            if "stream_agent.sinks.rerun" in child.cmdline()
+        )
+        bridge.kill()
+        killed_s = time.time()
+        until(lambda: viewer.rows("/picture", "EncodedImage:blob")[-1].host_s > killed_s, agent)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = RrdReader(str(viewer.path))
+            assert len(read.recordings()) == 1
+            assert read.blueprints()  # what it proposes to show first came, too
+        assert agent.stop() == 0
+    finally:
+        agent.close()
+        viewer.close()
+
+
+def test_a_viewer_that_takes_nothing_is_told_and_does_not_hold_up_the_end(folder: Path) -> None:
     """The SDK would keep 100 MB and then block, at exit as well: a listener that accepts and never reads."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
