@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
             raise KilledError
         return step(self, *given, **named)
 
-    config = configured(tmp_path, model, lora__start_from=start)
+    config = configured(tmp_path, model, lora__start_from=start, optimiser__at_once=2, optimiser__checkpointing=True)
     step = group_trainer.GroupTrainer.training_step
     with monkeypatch.context() as patched, pytest.raises(KilledError):
         patched.setattr(group_trainer.GroupTrainer, "training_step", kill)
@@ -185,7 +185,10 @@ def test_advantages_are_those_of_the_rewards_and_equal_groups_are_skipped(
 
 
 def test_written_plans_are_sampled_token_by_token(model: Path, start: Path, tmp_path: Path) -> None:
-    """No plan of a random model is one: every reward is that of nonsense, every group is skipped, and it says so."""
+    """No plan of a random model is one: every reward is that of nonsense, every group is skipped, and it says so.
+
+    One prompt at a time in memory, activations computed twice: as the preset has it.
+    """
     config = configured(
         tmp_path,
         model,
@@ -195,6 +198,8 @@ def test_written_plans_are_sampled_token_by_token(model: Path, start: Path, tmp_
         group__size=2,
         optimiser__max_steps=1,
         optimiser__batch=2,
+        optimiser__at_once=1,
+        optimiser__checkpointing=True,
     )
     record = grpo.train(config, tmp_path / "adapter", say=lambda _line: None)
     assert record["figures"]["reward"] == [0.0]
