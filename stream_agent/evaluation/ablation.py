@@ -213,7 +213,7 @@ class Study:
     captions: Captions | None = None
     tell: Tell = print
     model_name: str = ""
-    _asked: dict[Variant, Asked] = field(default_factory=dict)
+    _asked: dict[tuple[str, Variant], Asked] = field(default_factory=dict)
     _alive: tuple[str, LanguageModel] | None = None
     _statistical: Beliefs | None = None
 
@@ -259,7 +259,8 @@ class Study:
         return "" if self.frames is not None else "no frames are given (--frames)"
 
     async def _ask(self, variant: Variant, config: PlannerConfig) -> Asked:
-        key = replace(variant, name="", mixture="model")
+        # What is asked, whatever a table calls it: a setting that is the default changes nothing.
+        key = (config.model_dump_json(), replace(variant, name="", settings=(), mixture="model"))
         if key in self._asked:
             return self._asked[key]
         pictures = None

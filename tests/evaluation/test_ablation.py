@@ -85,8 +85,9 @@ def test_nothing_is_asked_twice(study: Study, monkeypatch: pytest.MonkeyPatch) -
         return await own(self, samples, config, **given)
 
     monkeypatch.setattr(LanguageModel, "ask", counted)
-    answers(study, ablations((), {})["fusion"].variants)
-    assert len(asked) == 1, "three mixtures of one belief"
+    made = ablations((), {})
+    answers(study, (*made["fusion"].variants, *made["label_noise"].variants[:1], *made["permutations"].variants[1:2]))
+    assert len(asked) == 1, "three mixtures of one belief, and two settings that are the study's own"
 
 
 def test_a_text_model_skips_what_needs_eyes(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
