@@ -37,7 +37,7 @@ class Answered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         following: The action after it; empty for the last clip of a video.
         ranked: Answers, the likeliest first; empty for an abstention, which counts as wrong.
         probabilities: Of `ranked`, in its order; empty when none were stated.
-        elapsed_ms: From question to answer, the median when asked more than once; None when it was not measured.
+        elapsed_ms: From question to answer, the least when asked more than once; None when it was not measured.
     """
 
     video: str
