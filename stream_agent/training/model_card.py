@@ -38,7 +38,8 @@ base_model: {record["base"]}
 
 An adapter of `{record["base"]}` (digest {record["base_digest"]}) that ranks the next surgical action, asked by the prompts of
 `stream_agent` (digest {data["prompt"]}): use it with `planner.adapters={{name: DIR}}`, `planner.adapter=name` and the same
-`planner.form={planner.form}`, `planner.memory={planner.memory}`, `planner.knowledge={planner.knowledge}`.
+`planner.form={planner.form}`, `planner.memory={planner.memory}`, `planner.knowledge={planner.knowledge}`,
+`planner.question={planner.question}`.
 
 ## Data and terms
 
@@ -54,7 +55,7 @@ An adapter of `{record["base"]}` (digest {record["base_digest"]}) that ranks the
 
 Rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}, {layers}: {record["trained_parameters"]:,} trained parameters.
 Learning rate {optimiser.learning_rate:g} ({optimiser.schedule}), batches of {optimiser.batch}, {record["steps"]} steps
-({record["epochs"]:g} epochs), seed {config.seed}; {versions}.
+({record["epochs"]:g} of {optimiser.epochs:g} epochs{", ended by hand" if record.get("ended_early") else ""}), seed {config.seed}; {versions}.
 The whole configuration is `training.yaml`, every figure `record.json`.
 
 | step | validation loss | token accuracy | |

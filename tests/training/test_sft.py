@@ -204,6 +204,7 @@ def test_the_folder_holds_what_every_backend_takes(tiny: Tiny, sap: Path, tmp_pa
     checked = subprocess.run(["sha256sum", "-c", "--quiet", MANIFEST], cwd=out, capture_output=True, check=False)
     assert checked.returncode == 0
     card = (out / "README.md").read_text()
+    assert "planner.question=plain" in card and "planner.knowledge=none" in card
     assert "CC BY-NC-SA 4.0" in card and "None of the 15 test videos" in card and "VID68" in card
     assert TrainingConfig.model_validate(yaml.safe_load((out / "training.yaml").read_text())) == config
     assert str(tmp_path) not in (out / "adapter_config.json").read_text(), "no path of this machine"
