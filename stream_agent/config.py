@@ -610,9 +610,10 @@ class Ros2Config(Section):
         pattern="^[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*$",
         description="Of the topics, for example stream_agent; needs a sourced ROS 2 (rclpy); off when unset.",
     )
-    discovery: Literal["localhost", "subnet"] = Field(
+    discovery: Literal["localhost", "subnet", "system"] = Field(
         default="localhost",
-        description="Who may find the topics; subnet: every host of the network, unencrypted unless ROS 2 is set up with SROS2.",
+        description="Who may find the topics; subnet: every host of the network, unencrypted unless ROS 2 is set up with SROS2; "
+        "system: as ROS 2 is set up.",
     )
     fps: float = Field(default=5.0, ge=0, le=60, description="Pictures a second at most; 0 sends none.")
     max_pixels: int = Field(default=307_200, ge=3136, le=8_294_400, description="Pictures are reduced to so many.")

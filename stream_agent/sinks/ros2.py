@@ -39,7 +39,7 @@ class Ros2Job(msgspec.Struct, frozen=True):
     Attributes:
         feed: Where it reads.
         namespace: Of the topics.
-        discovery: `localhost`, or `subnet`.
+        discovery: `localhost`, `subnet` or `system`.
     """
 
     feed: FeedJob
@@ -48,10 +48,15 @@ class Ros2Job(msgspec.Struct, frozen=True):
 
 
 def environment(discovery: str) -> dict[str, str]:
-    """What confines discovery, for ROS 2 since Iron and, the second, before; `subnet` takes back what a shell has set."""
+    """What confines discovery: to this host, also against peers that a shell has named; `system` leaves all as it is.
+
+    The first variable is read by ROS 2 since Iron, the second before.
+    """
     if discovery == "localhost":
-        return {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_LOCALHOST_ONLY": "1"}
-    return {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET", "ROS_LOCALHOST_ONLY": "0"}
+        return {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_LOCALHOST_ONLY": "1", "ROS_STATIC_PEERS": ""}
+    if discovery == "subnet":
+        return {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET", "ROS_LOCALHOST_ONLY": "0"}
+    return {}
 
 
 def stamp(wall_ns: int) -> tuple[int, int]:
@@ -139,17 +144,24 @@ def _load(discovery: str) -> ModuleType:
     """rclpy, confined; it never runs before its environment is set.
 
     Raises:
-        ConfigError: It does not load: built for another Python, say.
+        ConfigError: It does not load: built for another Python, say. Or its middleware cannot be confined.
     """
     os.environ.update(environment(discovery))
     try:
         import rclpy
+        from rclpy.utilities import get_rmw_implementation_identifier
     except ImportError as error:
         version = ".".join(map(str, sys.version_info[:2]))
         raise ConfigError(
             f"sinks.ros2.namespace needs rclpy, which does not load in Python {version} ({error}); source "
             "/opt/ros/DISTRO/setup.bash and run with the Python that this ROS 2 was built for, or unset sinks.ros2.namespace"
         ) from error
+    middleware = str(get_rmw_implementation_identifier())
+    if discovery != "system" and "zenoh" in middleware:
+        raise ConfigError(
+            f"sinks.ros2.discovery={discovery} is not heeded by the middleware {middleware}; confine it in its own configuration "
+            "and set sinks.ros2.discovery=system, or set RMW_IMPLEMENTATION=rmw_fastrtps_cpp"
+        )
     module: ModuleType = rclpy
     return module
 

@@ -72,6 +72,7 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[di
     for name, text in {
         "rclpy/__init__.py": RCLPY,
         "rclpy/qos.py": QOS,
+        "rclpy/utilities.py": "import os\ndef get_rmw_implementation_identifier(): return os.environ['STAND_IN_RMW']\n",
         "rclpy/signals.py": "class SignalHandlerOptions: NO = 'none'\n",
         "sensor_msgs/__init__.py": "",
         "sensor_msgs/msg.py": IMAGE,
@@ -84,6 +85,7 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[di
     record.touch()
     monkeypatch.setenv("PYTHONPATH", str(folder / "ros"), prepend=os.pathsep)
     monkeypatch.setenv("STAND_IN_CALLS", str(record))
+    monkeypatch.setenv("STAND_IN_RMW", "rmw_fastrtps_cpp")
     return lambda: [json.loads(line) for line in record.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -146,6 +148,21 @@ def test_an_rclpy_of_another_python_is_named(folder: Path, monkeypatch: pytest.M
         agent.close()
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_middleware_that_heeds_no_confinement_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rmw_zenoh ignores the variables that keep discovery on this host."""
+    monkeypatch.setenv("STAND_IN_RMW", "rmw_zenoh_cpp")
+    agent = DashboardAgent(folder, *SMALL, "sinks.ros2.namespace=x")
+    try:
+        deadline_s = time.monotonic() + 30
+        while "sinks.ros2.discovery=localhost is not heeded by the middleware rmw_zenoh_cpp" not in agent.told():
+            assert time.monotonic() < deadline_s, agent.told()
+            time.sleep(0.05)
+        assert (folder / "calls.jsonl").read_text() == ""
+    finally:
+        agent.close()
+
+
 def test_a_picture_fills_every_field_that_a_subscriber_reads() -> None:
     message = SimpleNamespace(header=SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=0), frame_id=""))
     rgb = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
@@ -169,7 +186,9 @@ def test_a_plan_is_the_json_of_the_other_sinks_and_its_end_names_it(make_plan: M
 def test_times_and_discovery() -> None:
     assert stamp(5) == (0, 5)
     assert environment("localhost")["ROS_LOCALHOST_ONLY"] == "1"
+    assert environment("localhost")["ROS_STATIC_PEERS"] == ""  # another host that a shell has named
     assert environment("subnet") == {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET", "ROS_LOCALHOST_ONLY": "0"}
+    assert environment("system") == {}
 
 
 @pytest.mark.parametrize("namespace", ["/rooted", "two//slashes", "1digit", "has space"])
