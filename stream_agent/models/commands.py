@@ -225,7 +225,7 @@ def _statistical_in_use(folder: Path, pack: Path, without: frozenset[str]) -> Co
     slot = registry.slot("statistical", loaded.name)
     version = slot.version(slot.in_use)
     if version is None:
-        return Contender("the pack's own model", loaded.folder, without)
+        return Contender("the pack's own model", loaded.folder, without, "--in-use-without")
     if without:
         raise ConfigError(
             f"--in-use-without is about the pack's own model, but version {version.number} is in use; leave the option out"
@@ -233,7 +233,7 @@ def _statistical_in_use(folder: Path, pack: Path, without: frozenset[str]) -> Co
     made = read_record(registry.intact("statistical", loaded.name, version) / RECORD)
     left_out = _training_videos() - set(made.candidate.fitted_on)
     where = registry.version_folder("statistical", loaded.name, version.number)
-    return Contender(f"version {version.number}", where, left_out, made)
+    return Contender(f"version {version.number}", where, left_out, record=made)
 
 
 def _training_videos() -> frozenset[str]:

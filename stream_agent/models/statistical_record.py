@@ -54,12 +54,14 @@ class Contender:
         name: For people and messages.
         folder: Where planner.json and ensemble.json lie.
         without: Training videos that it was fitted without.
+        option: What of the command line names those.
         record: The record it was promoted with; None for a pack's own model and for a candidate.
     """
 
     name: str
     folder: Path
     without: frozenset[str] = frozenset()
+    option: str = "--without"
     record: EvaluationRecord | None = None
 
 
@@ -186,7 +188,7 @@ class Bench:
             raise ConfigError(
                 f"{contender.folder / 'planner.json'} holds the counts of {found.procedures} procedures, and not those of the "
                 f"{len(names)} training videos that {contender.name} is said to be fitted on; name those left out with "
-                f"{'--without' if contender.record is None else 'the record'} and give the annotation it was fitted on"
+                f"{contender.option}, and the annotation it was fitted on"
             )
         return names
 

@@ -136,7 +136,9 @@ def test_from_fit_to_promotion_by_commands(sap: Path, tmp_path: Path, capsys: py
     rest = ("--registry", folder, "--pack", pack)
     command = ("record", candidate, "--sap", sap, "--protocol", "5fold", "--out", record, *rest)
     assert call(*command) == 2
-    assert "not those of the 35 training videos that the pack's own model" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "not those of the 35 training videos that the pack's own model" in told
+    assert "name those left out with --in-use-without" in told
     assert call(*command, "--in-use-without", ",".join(sorted(FEWER))) == 0
     assert "beside" in capsys.readouterr().out
     made = read_record(record)
