@@ -10,6 +10,7 @@ from stream_agent.models.margins import load_margins
 from stream_agent.models.model_files import Kind, digest_of, file_sha256, kind_of, model_files
 from stream_agent.models.record import EvaluationRecord, read_record
 from stream_agent.models.registry import RECORD, Registry, Slot, Version
+from stream_agent.planner.backends.adapters import WEIGHTS, adapter_directory
 from stream_agent.planner.model_files import read_header
 from stream_agent.procedure import ProcedurePack, load_pack
 
@@ -69,7 +70,7 @@ def _require_usable(kind: Kind, candidate: Path, pack: Path) -> ProcedurePack:
     if kind == "statistical":
         load_pack(pack, fitted=candidate)
     else:
-        read_header(candidate / "adapter_model.safetensors")
+        read_header(adapter_directory(candidate) / WEIGHTS)
     return load_pack(pack)
 
 

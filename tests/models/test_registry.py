@@ -133,6 +133,9 @@ def test_a_candidate_that_no_run_could_load_is_refused(tmp_path: Path, better: P
     (broken / "adapter_model.safetensors").write_bytes(b"PK")
     with pytest.raises(ConfigError, match="is no safetensors file"):
         promote(broken, record, registry=tmp_path / "registry", pack=PACK)
+    (broken / "adapter_config.json").write_text('{"r": 999}')
+    with pytest.raises(ConfigError, match="r=999 is not between"):
+        promote(broken, record, registry=tmp_path / "registry", pack=PACK)
 
 
 def test_an_adapter_is_compared_with_the_base_model_first(tmp_path: Path) -> None:
