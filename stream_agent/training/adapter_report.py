@@ -32,7 +32,7 @@ from stream_agent.evaluation.lineup import statistical_planner
 from stream_agent.evaluation.model_beliefs import Beliefs, LanguageModel, outcomes, statistical_beliefs
 from stream_agent.evaluation.protocols import Fold, Questions
 from stream_agent.evaluation.samples import Sample
-from stream_agent.planner.backends.adapters import adapter_directory
+from stream_agent.planner.backends.adapters import WEIGHTS, adapter_directory
 from stream_agent.procedure import ProcedurePack, load_pack
 from stream_agent.prompts import PromptFactory
 from stream_agent.training.calibration import fit, log_loss, pooled, targets_of, tempered
@@ -68,7 +68,7 @@ def evaluate(
         signals: Folder of `videoNN.csv`, for the statistical planner.
         model: The base model's directory, where it is another than the adapter was trained with.
         settings: More of `planner.*`, for the backend.
-        keep: Folder for the beliefs of base and statistical planner, which are the same for the next adapter.
+        keep: Folder for everybody's beliefs: those of base and statistical planner are the same for the next adapter.
         say: Hears of progress.
 
     Raises:
@@ -77,6 +77,7 @@ def evaluate(
     """
     folder, kept = adapter_directory(adapter), KeptBeliefs(keep)
     planner, record = _asked_as_trained(folder, model, settings or {})
+    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:12]
     fitted_on, chosen_by = record["data"]["fitted_on"], record["data"]["chosen_by"]
     require_training_only([*fitted_on, *chosen_by])
     pack = load_pack(Path(record.get("pack", "cholecystectomy")))
@@ -112,16 +113,24 @@ def evaluate(
             known = statistical_beliefs([fold], videos, presence, part, pack.action_names, fitter)
             kept.keep(wanted, known)
         answers[name] = known
-    zero_shot = {**about, "row": "base", "prompt": digest, "asked": _named(asked)}
-    base = kept.find(zero_shot)
-    questions_of = {"held": (planner, held), "test": (planner, asked)}
-    if base is None:
-        questions_of["base"] = (planner.model_copy(update={"adapter": ""}), asked)
-    answers |= asyncio.run(_beliefs(pack, planner, questions_of, say))
-    if base is None:
-        kept.keep(zero_shot, answers["base"])
-    else:
-        answers["base"] = base
+    alone = planner.model_copy(update={"adapter": ""})
+    asked_of = {"base beside": (alone, held), "base": (alone, asked), "held": (planner, held), "test": (planner, asked)}
+    wishes = {
+        name: {
+            **about,
+            "row": name,
+            "adapter": weights if config.adapter else "",
+            "prompt": digest,
+            "asked": _named(part),
+        }
+        for name, (config, part) in asked_of.items()
+    }
+    answers |= {name: known for name, wish in wishes.items() if (known := kept.find(wish)) is not None}
+    missing = {name: questions for name, questions in asked_of.items() if name not in answers}
+    if missing:
+        for name, beliefs in asyncio.run(_beliefs(pack, planner, missing, say)).items():
+            answers[name] = beliefs
+            kept.keep(wishes[name], beliefs)
     beside, statistical = answers["statistical beside"], answers["statistical"]
     found = fit(beside, answers["held"], targets_of(held, pack.action_names), planner.fusion)
     weighed = planner.fusion.model_copy(update={"model": found.weight})
@@ -137,7 +146,7 @@ def evaluate(
     report = _report(rows, asked, pack.action_names)
     return {
         "adapter": folder.name,
-        "digest": record.get("digest", ""),
+        "weights": weights,
         "track": "causal",
         "history": "action_reg",
         "samples": len(asked),
@@ -146,12 +155,16 @@ def evaluate(
         "fusion_weight": found.weight,
         "statistical_planner": how,
         "rows": report,
-        "chosen_by": _report({"adapter": answers["held"], "statistical": beside}, held, pack.action_names),
+        "chosen_by": _report(
+            {"zero-shot": answers["base beside"], "adapter": answers["held"], "statistical": beside},
+            held,
+            pack.action_names,
+        ),
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """The report in Markdown."""
+def table(found: Mapping[str, Any], part: str = "rows") -> str:
+    """The report in Markdown; `part` is `rows`, of the test samples, or `chosen_by`, of the videos that chose the step."""
     names = [
         "row",
         "SLAcc@1/2/3",
@@ -163,7 +176,7 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     names.append("minus statistical @1")
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
-    for name, row in found["rows"].items():
+    for name, row in found[part].items():
         cells = ["/".join(f"{value:.2f}" for value in row[metric]) for metric in _METRICS]
         cells.insert(1, f"{row['interval'][0]:.0f} to {row['interval'][1]:.0f}")
         gain = row["minus_statistical"]

@@ -103,9 +103,7 @@ def export(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 @click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
 @click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
 @click.option("--model", type=_FILE, help="The base model's folder, where it is not where it was in training.")
-@click.option(
-    "--keep", type=_FILE, help="Folder that keeps the beliefs of base and statistical planner for the next adapter."
-)
+@click.option("--keep", type=_FILE, help="Folder that keeps beliefs, so that nobody is asked twice.")
 @click.option("--out", type=_FILE, help="JSON file to write; never overwritten.")
 def evaluate(
     adapter: Path, sap: Path, signals: Path | None, model: Path | None, keep: Path | None, out: Path | None
@@ -117,6 +115,9 @@ def evaluate(
     from stream_agent.training import adapter_report
 
     found = adapter_report.evaluate(adapter, sap, signals=signals, model=model, keep=keep, say=click.echo)
+    click.echo(f"{found['chosen_by_samples']} samples of training videos that were not fitted, which chose the step:")
+    click.echo(adapter_report.table(found, "chosen_by"))
+    click.echo(f"{found['samples']} samples of the test videos, {found['track']} track:")
     click.echo(adapter_report.table(found))
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

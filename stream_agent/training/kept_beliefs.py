@@ -1,4 +1,4 @@
-"""Beliefs kept for the next comparison: base and statistical planner answer the same for every adapter that stands beside them.
+"""Beliefs kept for the next comparison: base and statistical planner answer the same whatever adapter stands beside them.
 
 One JSON file per question, named by the sha256 of everything the answer depends on; what is not the same is asked anew.
 """

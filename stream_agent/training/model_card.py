@@ -27,6 +27,7 @@ def model_card(method: str, config: TrainingConfig, record: Mapping[str, Any], p
         for row in record["validations"]
     )
     layers = "every layer" if lora.last_layers is None else f"the last {lora.last_layers} layers"
+    early = ", ended by hand" if record.get("ended_early") else ""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"""\
 ---
@@ -55,7 +56,7 @@ An adapter of `{record["base"]}` (digest {record["base_digest"]}) that ranks the
 
 Rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}, {layers}: {record["trained_parameters"]:,} trained parameters.
 Learning rate {optimiser.learning_rate:g} ({optimiser.schedule}), batches of {optimiser.batch}, {record["steps"]} steps
-({record["epochs"]:g} of {optimiser.epochs:g} epochs{", ended by hand" if record.get("ended_early") else ""}), seed {config.seed}; {versions}.
+({record["epochs"]:g} of {optimiser.epochs:g} epochs{early}), seed {config.seed}; {versions}.
 The whole configuration is `training.yaml`, every figure `record.json`.
 
 | step | validation loss | token accuracy | |

@@ -72,11 +72,28 @@ def test_what_is_kept_is_not_asked_again_and_gives_the_same_report(sap: Path, ad
     said: list[list[str]] = [[], []]
     first, second = (evaluate(adapter, sap, keep=tmp_path / "kept", say=lines.append) for lines in said)
     assert first == second
-    assert [line.split(":")[0] for line in said[0]] == ["statistical beside", "statistical", "held", "test", "base"]
-    assert [line.split(":")[0] for line in said[1]] == ["held", "test"]
+    assert [line.split(":")[0] for line in said[0]] == [
+        "statistical beside",
+        "statistical",
+        "base beside",
+        "base",
+        "held",
+        "test",
+    ]
+    assert said[1] == []
     files = sorted((tmp_path / "kept").iterdir())
-    assert len(files) == 3
-    files[0].write_text("{}")
+    assert len(files) == 6
+    another = tmp_path / "another"
+    train(
+        settings(sap, adapter.parent / "qwen2", optimiser__max_steps=2, optimiser__learning_rate=0.02),
+        another,
+        say=lambda _: None,
+    )
+    more: list[str] = []
+    evaluate(another, sap, keep=tmp_path / "kept", say=more.append)
+    assert [line.split(":")[0] for line in more] == ["held", "test"], "another adapter beside the same base"
+    for path in files:
+        path.write_text("{}")
     with pytest.raises(ConfigError, match="holds no beliefs"):
         evaluate(adapter, sap, keep=tmp_path / "kept", say=lambda _: None)
 
