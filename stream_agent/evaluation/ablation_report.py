@@ -44,7 +44,7 @@ def write(results: Sequence[Result], folder: Path, actions: Sequence[str], about
         parts += [f"- {row['variant']}: not asked, {row['skipped']}." for row in found if "skipped" in row]
         if not found:
             parts.append("- Not asked: " + _WANTS.get(ablation.name, "it has no variants") + ".")
-        parts.append("")
+        parts += [""] if parts[-1] else []
     text, data = folder / "report.md", folder / "results.json"
     text.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
     data.write_text(
