@@ -29,8 +29,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=None, help="of each condition, each time")
     parser.add_argument("--rounds", type=int, default=None, help="how often each condition comes")
     options = parser.parse_args()
-    seconds = options.seconds or (3.0 if options.quick else 10.0)
-    rounds = options.rounds or (4 if options.quick else 12)
+    seconds = options.seconds or (2.0 if options.quick else 10.0)
+    rounds = options.rounds or (3 if options.quick else 12)
     settings = {
         "seconds": seconds,
         "rounds": rounds,

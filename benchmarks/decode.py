@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,7 @@ from stream_agent.transport.ring import RingWriter, planes_bytes
 _QUESTION = first_line(__doc__)
 _THREADS = 2
 _USED_PER_S = (1, 2, 5, 10)
+_USED_QUICK = (1, 10)
 _REFERENCE = "pyav_no_arrays"
 _SERVING = "pyav_convert_used"
 _QUICK = ("480p25_h264", "1080p60_h264", "1080p60_hevc", "1080p60_intra")
@@ -73,7 +74,7 @@ def main() -> int:
             report.settings["input"][case] = write_video(path, kind, pictures=pictures, seconds=seconds)
             _read_all(report, case, kind, path, round(seconds * kind.fps), rounds)
             if case == "1080p60_h264":
-                _serve(report, path, seconds, rounds)
+                _serve(report, path, seconds, rounds, _USED_QUICK if options.quick else _USED_PER_S)
             path.unlink()
     report.notes.append("ratio: pictures per second over pyav_no_arrays; x_real_time: over the file's own rate")
     report.notes.append(
@@ -145,7 +146,7 @@ def _methods(report: Report, kind: Kind) -> dict[str, Callable[[Path], list[floa
     return methods
 
 
-def _serve(report: Report, path: Path, seconds: float, rounds: int) -> None:
+def _serve(report: Report, path: Path, seconds: float, rounds: int, each: Sequence[int]) -> None:
     """CPU of this process and its threads per second of video."""
     serve: dict[str, Callable[[Path, int], int]] = {
         "ours": _serve_ours,
@@ -153,7 +154,7 @@ def _serve(report: Report, path: Path, seconds: float, rounds: int) -> None:
         "pyav_skip_nonref": _serve_skipping,
         "opencv_read_all": _serve_opencv,
     }
-    for used in _USED_PER_S:
+    for used in each:
         cpu: dict[str, list[list[float]]] = defaultdict(list)
         frames: dict[str, int] = {}
         for _ in range(rounds):

@@ -26,8 +26,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=None, help="of each run")
     parser.add_argument("--rounds", type=int, default=None, help="runs of each")
     options = parser.parse_args()
-    seconds = options.seconds or (3.0 if options.quick else 10.0)
-    rounds = options.rounds or (3 if options.quick else 8)
+    seconds = options.seconds or (2.5 if options.quick else 10.0)
+    rounds = options.rounds or (2 if options.quick else 8)
     settings = {"seconds": seconds, "rounds": rounds, "size": "960x540 at 30 fps, every frame looked at and recorded"}
     report = Report("recording", _QUESTION, settings, columns=("max_ms", "p50_ratio", "spread", "mb_per_min"))
     if importlib.util.find_spec("mcap") is None:
