@@ -216,8 +216,8 @@ def test_the_causal_track_shows_nothing_of_the_target(sap: Path) -> None:
 def test_a_frame_is_the_newest_before_the_question_and_of_the_current_clip(sap: Path, tmp_path: Path) -> None:
     folder = tmp_path / "frames" / "VID01"
     folder.mkdir(parents=True)
-    for second in (28, 36, 39, 40, 41, 75):
-        cv2.imwrite(str(folder / f"{second:06d}.png"), np.full((120, 160, 3), second, np.uint8))
+    for second_s in (28, 36, 39, 40, 41, 75):
+        cv2.imwrite(str(folder / f"{second_s:06d}.png"), np.full((120, 160, 3), second_s, np.uint8))
     near = NearFrames(folder.parent, PlannerConfig())
     first, second, third = training_samples(sap, only=["VID01"])[:3]
     [shown] = near(first.question)  # asked at second 39

@@ -265,8 +265,10 @@ def test_ctrl_c_ends_a_training_with_the_best_step_so_far(tiny: Tiny, sap: Path,
 
 
 def test_checkpoints_of_another_configuration_are_not_gone_on_from(tiny: Tiny, sap: Path, tmp_path: Path) -> None:
-    (tmp_path / "adapter.checkpoints").mkdir()
-    (tmp_path / "adapter.checkpoints" / "training.json").write_text("{}")
+    checkpoint = tmp_path / "adapter.checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint.parent / "training.json").write_text("{}")
     with pytest.raises(ConfigError, match="checkpoints of another configuration"):
         train(settings(sap, tiny("qwen2")), tmp_path / "adapter", say=lambda _: None)
 
