@@ -323,6 +323,7 @@ class Teacher:
             target=sample.target,
             following=sample.following,
             broken=broken_rules(pack, memory, choices),
+            current=memory.current,
         )
         [belief] = await self._lane.rank([request], self._call(sample, "rank"), [caption])
         right = pack.action_names[int(np.argmax(belief))] == sample.target

@@ -94,6 +94,7 @@ def situation_of(example: Example, pack: ProcedurePack) -> Situation:
                 target=example.target,
                 following=example.following or "",
                 broken=broken_rules(pack, example.memory, example.choices),
+                current=example.memory.current,
             )
     raise ValueError(f"task={example.task} has no reward; give examples of rank or plan")
 
@@ -143,7 +144,8 @@ def pairs(
 def _otherwise(example: Example, asked: Situation, pack: ProcedurePack) -> list[str]:
     """The example answered with each other choice first, the most tempting one first."""
     likely = pack.next_action_probabilities(example.memory.labels)
-    others = sorted((name for name in asked.choices if name != example.target), key=lambda name: -likely.get(name, 0.0))
+    others = [name for name in asked.choices if name not in (example.target, asked.current)]
+    others.sort(key=lambda name: -likely.get(name, 0.0))
     if asked.form == "rank":
         return [CODES[asked.choices.index(name)] for name in others]
     return [plan_answer(pack, example.memory, name) for name in others]

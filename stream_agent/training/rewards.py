@@ -64,6 +64,7 @@ class Situation:
         target: What came next.
         following: What came after that; empty if nothing did.
         broken: Ids of the rules that beginning a choice now would break; a choice that breaks none may be left out.
+        current: What is going on, which is never the next action; some forms of the question list it among the choices.
     """
 
     form: AnswerForm
@@ -71,6 +72,7 @@ class Situation:
     target: str
     following: str
     broken: Mapping[str, tuple[str, ...]]
+    current: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,13 @@ def broken_rules(pack: ProcedurePack, memory: Memory, choices: Sequence[str]) ->
     return {action: ids for action, ids in found.items() if ids}
 
 
-def ranked_by(text: str, form: AnswerForm, choices: Sequence[str]) -> tuple[str, ...]:
+def ranked_by(text: str, form: AnswerForm, choices: Sequence[str], current: str | None = None) -> tuple[str, ...]:
     """The actions that a response ranks, the likeliest first; none if the agent would not accept it.
 
-    A code is taken to the letter: the rank lane asks for the probability of that very token.
+    A code is taken to the letter: the rank lane asks for the probability of that very token, and masks what is going on.
     """
     if form == "rank":
-        codes = dict(zip(CODES, choices, strict=False))
+        codes = {code: choice for code, choice in zip(CODES, choices, strict=False) if choice != current}
         return (codes[text],) if text in codes else ()
     try:
         return tuple(action for action, _ in checked(text, choices).ranked)
@@ -134,7 +136,7 @@ def excess_length(text: str, longest: int) -> float:
 
 def reward(text: str, situation: Situation, config: RewardConfig) -> Reward:
     """What one response is worth."""
-    ranked = ranked_by(text, situation.form, situation.choices)
+    ranked = ranked_by(text, situation.form, situation.choices, situation.current)
     judged = {
         "format": format_validity(ranked),
         "rank": rank_of_truth(ranked, situation.target),
@@ -151,7 +153,7 @@ def objections(text: str, situation: Situation) -> tuple[str, ...]:
 
     `format` for one that the agent would not accept, `label` for a wrong top action, and every rule that the top action breaks.
     """
-    ranked = ranked_by(text, situation.form, situation.choices)
+    ranked = ranked_by(text, situation.form, situation.choices, situation.current)
     if not ranked:
         return ("format",)
     wrong = () if ranked[0] == situation.target else ("label",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -27,12 +28,18 @@ def pack() -> ProcedurePack:
     return load_pack(Path("cholecystectomy"))
 
 
-def made(pack: ProcedurePack, *tasks: Task, video: str = "VID01", actions: tuple[str, ...] = _ACTIONS) -> list[Example]:
+def made(
+    pack: ProcedurePack,
+    *tasks: Task,
+    video: str = "VID01",
+    actions: tuple[str, ...] = _ACTIONS,
+    question: Literal["plain", "coded"] = "plain",
+) -> list[Example]:
     clips = [
         SapClip(video, index, 90 * index, action, action, is_sample=index > 0, next_action="")
         for index, action in enumerate(actions)
     ]
-    factory = PromptFactory(pack, PlannerConfig(memory="labels_only"))
+    factory = PromptFactory(pack, PlannerConfig(memory="labels_only", question=question))
     return examples(samples(clips, track="causal", history="ground_truth"), factory, tasks=tasks)
 
 
@@ -47,6 +54,17 @@ def test_every_pair_is_right_and_allowed_against_worse(pack: ProcedurePack) -> N
         assert objections(pair.rejected, judged) not in ((), ("format",)), "the agent would accept it, and it is wrong"
         assert reward(pair.chosen, judged, RewardConfig()).total > reward(pair.rejected, judged, RewardConfig()).total
     assert len(found) == 3 * len(asked), "every other choice makes a pair"
+
+
+def test_what_is_going_on_is_neither_chosen_nor_rejected(pack: ProcedurePack) -> None:
+    """The coded question lists it; run time masks it, so that there is nothing to learn about it."""
+    asked = made(pack, "rank", question="coded")
+    found, _ = pairs(asked, pack, PreferenceConfig(per_sample=9), RewardConfig())
+    assert all(pair.example.memory.current in pair.example.choices for pair in found)
+    for pair in found:
+        for text in (pair.chosen, pair.rejected):
+            assert ranked_by(text, "rank", pair.example.choices) != (pair.example.memory.current,)
+    assert len(found) == 3 * len(asked)
 
 
 def test_what_breaks_a_rule_is_rejected_first(pack: ProcedurePack) -> None:

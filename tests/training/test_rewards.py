@@ -75,6 +75,15 @@ def test_what_the_rank_lane_would_not_ask_for_is_no_answer(text: str) -> None:
     assert ranked_by(text, "rank", CHOICES) == ()
 
 
+def test_what_is_going_on_is_no_answer_where_the_question_lists_it() -> None:
+    """The coded question has the current action among its choices, and the rank lane masks it; it once earned its format."""
+    assert ranked_by("B", "rank", CHOICES, current="Tissue Retraction") == ()
+    asked = situation(current="Tissue Retraction")
+    assert reward("B", asked, RewardConfig()).total == 0
+    assert objections("B", asked) == ("format",)
+    assert reward("A", asked, RewardConfig()).total == reward("A", situation(), RewardConfig()).total
+
+
 def test_a_plan_ranks_what_its_json_ranks() -> None:
     assert ranked_by(plan(*CHOICES[:3]), "plan", CHOICES) == CHOICES[:3]
 
