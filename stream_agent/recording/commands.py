@@ -100,7 +100,7 @@ def export(
     "overrides",
     multiple=True,
     metavar="section.key=value",
-    help="Plan again with this setting (planner, memory, segmenter, procedure) and tell what changes.",
+    help="Plan again with this setting (planner, memory, segmenter, procedure, models) and tell what changes.",
 )
 @click.option("--perceive", is_flag=True, help="Run the recogniser on the recorded video and tell what differs.")
 def replay(

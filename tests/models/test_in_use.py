@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from stream_agent import cli
 from stream_agent.config import AgentConfig, load_config
 from stream_agent.doctor import check_pack_and_recogniser
 from stream_agent.errors import ConfigError
 from stream_agent.models.in_use import describe, pack_in_use, pack_of_session, planner_in_use
 from stream_agent.models.promotion import promote
-from stream_agent.models.registry import Registry
+from stream_agent.models.registry import Registry, Version
 from stream_agent.procedure import load_pack
 from stream_agent.workers import child_environment
 from tests.models.made_models import BASE, SHIPPED, adapter, record_of, statistical_model, written
@@ -126,6 +127,32 @@ def test_a_session_is_replayed_with_the_model_it_had(tmp_path: Path, registry: P
     for digest in (then, now, own):
         assert pack_of_session(config.models, config.procedure, digest).digest() == digest
     assert pack_of_session(config.models, config.procedure, "0" * 12).digest() == now
+
+
+def test_a_recorded_session_replays_to_the_same_plans_after_another_model_was_promoted(
+    tmp_path: Path, registry: Path, better: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mcap")
+    session = tmp_path / "session.mcap"
+    use = f"models.registry={registry}"
+    assert models_in_plans(tmp_path, use, f"sinks.recording={session}") == {version_in_use(registry).digest}
+    later = statistical_model(tmp_path / "later", procedures=99)
+    promote(later, written(record_of(later, better), tmp_path / "later.json"), registry=registry, pack=PACK)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", str(session), "--verify"])
+    assert ended.value.code == 0
+    assert "every decision is the same, to the last bit" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", str(session), "--what-if", "models.statistical=0"])
+    assert ended.value.code == 0
+    assert "moments show another first choice" in capsys.readouterr().out
+
+
+def version_in_use(registry: Path) -> Version:
+    slot = Registry(registry).slot("statistical", "cholecystectomy")
+    version = slot.version(slot.in_use)
+    assert version is not None
+    return version
 
 
 def test_the_promoted_adapter_is_named_by_its_digest_and_belongs_to_its_base(tmp_path: Path) -> None:
