@@ -161,7 +161,9 @@ def split_by_video(found: Sequence[Sample], *, share: float, seed: int) -> tuple
     if share > 0 and not held:
         held = {min(names, key=counts.__getitem__)} if len(names) > 1 else set()
     if (share > 0 and not held) or len(held) == len(names):
-        raise ConfigError(f"{len(names)} training videos cannot be split by video; give more videos or validation=0")
+        raise ConfigError(
+            f"{len(names)} training videos cannot be split by video; give more videos, or set data.validation=0"
+        )
     return [s for s in found if s.question.video not in held], [s for s in found if s.question.video in held]
 
 
@@ -271,15 +273,9 @@ def _made(
     choices = list(factory.choices(memory.current))
     draw.shuffle(choices)
     following = sample.following or None
-    if factory.config.memory != "labels_only" and not (request.pictures or caption):
-        return []  # the lanes would ask with a frame or its caption
-    if (
-        factory.config.form == "indirect"
-        and task != "caption"
-        and factory.config.memory != "labels_only"
-        and not caption
-    ):
-        return []
+    seen = bool(caption) if factory.config.form == "indirect" else request.picture is not None
+    if factory.config.memory != "labels_only" and task != "caption" and not seen:
+        return []  # the lanes would ask with a frame, or with its caption
 
     def example(prompt: Prompt, answer: str, order: Sequence[str]) -> Example:
         return Example(

@@ -20,7 +20,7 @@ from stream_agent.training.data import (
     training_samples,
     training_videos,
 )
-from stream_agent.training.near_frames import NearCaptions, NearFrames
+from stream_agent.training.near_frames import NEAR_S, NearCaptions, NearFrames
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +68,23 @@ def teaching(config: TrainingConfig) -> Teaching:
     pack = load_pack(config.procedure.pack)
     factory = PromptFactory(pack, config.planner)
     found = training_samples(data.sap, exclude=data.exclude, track=data.track, history=data.history)
+    pictures = NearFrames(data.frames, config.planner) if data.frames is not None else None
+    captions = NearCaptions(data.captions) if data.captions is not None else None
+    if (
+        config.planner.memory != "labels_only"
+    ):  # else the videos to choose by might be some of which nothing is to be seen
+        shown = captions if config.planner.form == "indirect" else pictures
+        found = [sample for sample in found if shown is not None and shown(sample.question)]
+        if not found:
+            what = "data.captions" if config.planner.form == "indirect" else "data.frames"
+            raise ConfigError(
+                f"{what} has nothing of the {NEAR_S} s before any training sample; name those of training videos, or set "
+                "planner.memory=labels_only"
+            )
     fitted, held_out = split_by_video(found, share=data.validation, seed=config.seed)
     # A recogniser's mistakes are counted on the videos that are fitted, so that those to choose by stay unseen.
     names = {sample.question.video for sample in fitted}
     mistakes = confusion(training_videos(data.sap, only=sorted(names))) if data.noise else None
-    pictures = NearFrames(data.frames, config.planner) if data.frames is not None else None
-    captions = NearCaptions(data.captions) if data.captions is not None else None
 
     def made(part: Sequence[Sample], *, orders: int, noise: float) -> list[Example]:
         return examples(

@@ -22,6 +22,7 @@ from stream_agent.planner.backends.protocol import Picture
 from stream_agent.planner.rationale_lane import checked
 from stream_agent.procedure import load_pack
 from stream_agent.prompts import CODES, PromptFactory
+from stream_agent.training.config import load_training
 from stream_agent.training.data import (
     TASKS,
     Example,
@@ -36,6 +37,7 @@ from stream_agent.training.data import (
     videos_named,
 )
 from stream_agent.training.near_frames import NearCaptions, NearFrames
+from stream_agent.training.teaching import teaching
 
 PACK = load_pack(Path("cholecystectomy"))
 TEXT: dict[str, Any] = {"form": "indirect", "memory": "labels_only", "knowledge": "none"}
@@ -227,6 +229,29 @@ def test_a_frame_is_the_newest_before_the_question_and_of_the_current_clip(sap: 
     assert near(third.question) == (), "no frame of its clip"
     several = NearFrames(folder.parent, PlannerConfig(memory="all_frames_with_labels"))
     assert [frame.rgb[0] for frame in several(second.question)] == [39, 75]
+
+
+def test_what_is_not_to_be_seen_is_not_asked_about(sap: Path) -> None:
+    """A caption is no frame: the direct form's question without one would be another question."""
+    found = training_samples(sap)
+    for form, given in (("direct", {"captions": lambda _: "hook"}), ("indirect", {"pictures": pictures})):
+        assert examples(found, factory(form=form), tasks=("rank", "plan", "recognise"), **given) == []
+
+
+def test_only_videos_with_frames_are_fitted_or_chosen_by(sap: Path, tmp_path: Path) -> None:
+    """Of 35 training videos two had frames, and the eight to choose by had none."""
+    frames = tmp_path / "frames"
+    for video in ("VID02", "VID70"):
+        (frames / video).mkdir(parents=True)
+        for second in range(200):
+            cv2.imwrite(str(frames / video / f"{second:06d}.png"), np.full((60, 80, 3), 7, np.uint8))
+    settings = (f"data.sap={sap}", f"data.frames={frames}", "planner.model=none", "data.validation=0.5")
+    lesson = teaching(load_training(None, settings))
+    assert {lesson.samples[0].question.video, lesson.held_out[0].question.video} == {"VID02", "VID70"}
+    assert lesson.examples and lesson.validation
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ConfigError, match=r"data\.frames has nothing of the 10 s before any training sample"):
+        teaching(load_training(None, (*settings, f"data.frames={tmp_path / 'nothing'}")))
 
 
 def test_a_plan_s_answer_meets_the_schema_of_run_time_with_the_target_first(sap: Path) -> None:
