@@ -307,6 +307,7 @@ def ablate(
     from stream_agent.config import load_config
     from stream_agent.evaluation.ablation import Study, ablations
     from stream_agent.evaluation.dataset import load_presence, load_sap
+    from stream_agent.models.in_use import planner_in_use
     from stream_agent.procedure import load_pack
     from stream_agent.training.near_frames import NearCaptions
 
@@ -331,7 +332,7 @@ def ablate(
     _make(out)
     pack = load_pack(config.procedure.pack)
     study = Study(
-        config=config,
+        config=config.model_copy(update={"planner": planner_in_use(config.models, config.planner, pack.name)}),
         pack=pack,
         videos=kept,
         presence=load_presence(signals, kept) if signals is not None else {},

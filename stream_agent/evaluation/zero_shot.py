@@ -22,6 +22,7 @@ from stream_agent.evaluation.dataset import TEST_VIDEOS, TRAIN_VIDEOS, load_sap
 from stream_agent.evaluation.metrics import Outcome, re_slacc, re_vlacc, slacc, vlacc
 from stream_agent.evaluation.model_beliefs import LanguageModel, outcomes
 from stream_agent.evaluation.samples import TRACKS, Sample, samples
+from stream_agent.models.in_use import planner_in_use
 from stream_agent.procedure import load_pack
 from stream_agent.training.calibration import log_loss, targets_of
 
@@ -30,6 +31,7 @@ async def rank(questions: Sequence[Sample], settings: Sequence[str]) -> tuple[li
     """Every sample's answer, and what the answering took."""
     config = load_config(None, ["planner.memory=labels_only", *settings])
     pack = load_pack(config.procedure.pack)
+    config = config.model_copy(update={"planner": planner_in_use(config.models, config.planner, pack.name)})
     model = LanguageModel(pack, config.planner)
     try:
         able = await model.start()
