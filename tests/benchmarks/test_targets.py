@@ -87,3 +87,14 @@ def test_a_target_judges_every_row_that_it_matches_and_that_holds_its_key(file: 
     found = verdicts(load_targets(file), "transport", rows)
     assert [(one.case, one.met, one.guarded) for one in found] == [("480p", True, True), ("1080p", False, False)]
     assert verdicts(load_targets(file), "staleness", rows) == []
+
+
+def test_a_guard_is_crossed_when_every_round_crosses_it(file: Path) -> None:
+    """CI failed once on 10.7 at a guard of 8: a neighbour had two of the four rounds."""
+    rows: list[dict[str, object]] = [
+        {"method": "ours", "case": "480p", "ratio": 5.0, "round_ratios": [9.0, 1.4, 8.0]},
+        {"method": "ours", "case": "1080p", "ratio": 5.0, "round_ratios": [5.0, 4.5, 6.0]},
+        {"method": "ours", "case": "480p", "ratio": None, "round_ratios": []},
+    ]
+    found = verdicts(load_targets(file), "transport", rows)
+    assert [(one.met, one.guarded) for one in found] == [(False, True), (False, False), (False, False)]
