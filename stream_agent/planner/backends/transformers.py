@@ -12,6 +12,7 @@ import contextlib
 import heapq
 import itertools
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -182,13 +183,14 @@ class TransformersBackend:
         for name, path in self._config.adapters.items():
             folder = adapter_directory(path)
             try:
-                self._model.model.load_adapter(str(folder), adapter_name=name)  # a local directory; the hub is off
+                with _without_report():
+                    self._model.model.load_adapter(str(folder), adapter_name=name)  # a local directory; the hub is off
             except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
                 first = (str(error).splitlines() or [""])[0][:200]
                 raise ConfigError(
                     f"planner.adapters: {name} at {path} does not load ({first}); name an adapter of this very model"
                 ) from error
-            # transformers only logs what finds no place, and answers with the rest.
+            # transformers would only have logged what finds no place, and answered with the rest.
             held = len(read_header(folder / WEIGHTS))
             found = sum(f".{name}." in part for part, _ in self._model.model.named_parameters())
             if found != held:
@@ -376,3 +378,15 @@ def _unpacked(mask: torch.Tensor, size: int) -> torch.Tensor:
     """Bits of int32 words, lowest first, as booleans, (size,)."""
     bits = np.unpackbits(mask.numpy().view(np.uint8), bitorder="little")[:size]
     return torch.from_numpy(bits.astype(bool))
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' report on a second adapter, which calls the first one's weights missing; what counts is checked."""
+    logger = logging.getLogger("transformers.integrations.peft")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
