@@ -23,7 +23,9 @@ Image: TypeAlias = NDArray[np.uint8]
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
-TOO_LONG: Final = re.compile(r"maximum (context|model) length|available context size|context_length_exceeded", re.IGNORECASE)
+TOO_LONG: Final = re.compile(
+    r"maximum (context|model) length|available context size|context_length_exceeded", re.IGNORECASE
+)
 """How vLLM, llama.cpp and OpenAI servers say that a prompt does not fit the model."""
 
 TOO_LONG_REMEDY: Final = "raise planner.context_tokens, lower memory.max_clips or set planner.knowledge=short"
