@@ -188,7 +188,8 @@ def statistical_beliefs(
             continue
         chosen = {name: videos[name] for name in fold.train}
         seen = {name: presence[name] for name in fold.train if name in presence}
-        planner = fit(Training(chosen, seen, "causal", questions)).told_of_changes()  # a sample is put where an action ends
+        # A sample is put where an action ends, and that is part of the question.
+        planner = fit(Training(chosen, seen, "causal", questions)).told_of_changes()
         for place in places:
             memory = as_memory(samples[place].question)
             plan = planner.plan(PlanRequest(request_id=0, memory=memory, deadline_ns=0))
