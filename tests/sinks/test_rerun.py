@@ -54,12 +54,10 @@ class HeadlessViewer:
         if not self.path.is_file():
             return []
         rows: list[Row] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file that is still written to has no footer yet
-            try:
-                chunks = RrdReader(str(self.path)).stream().to_chunks()
-            except (ValueError, OSError):  # nothing whole in it yet
-                return []
+        try:
+            chunks = self.read(lambda file: file.stream().to_chunks())
+        except (ValueError, OSError):  # nothing whole in it yet
+            return []
         for chunk in chunks:
             batch = chunk.to_record_batch()
             if not chunk.entity_path.startswith(entity) or chunk.is_static or component not in batch.schema.names:
@@ -71,6 +69,19 @@ class HeadlessViewer:
                 if value
             ]
         return rows
+
+    def read(self, reading: Callable[[RrdReader], Any]) -> Any:
+        """What `reading` makes of the file, between two of the server's writes: a message of which half is there is no file."""
+        deadline_s = time.monotonic() + 20
+        while True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a file that is still written to has no footer yet
+                try:
+                    return reading(RrdReader(str(self.path)))
+                except RuntimeError as error:
+                    if "exceeds file size" not in str(error) or time.monotonic() > deadline_s:
+                        raise
+            time.sleep(0.02)
 
     def close(self) -> None:
         self._process.kill()
@@ -146,11 +157,8 @@ def test_a_bridge_that_is_killed_goes_on_in_the_same_recording(folder: Path) -> 
         bridge.kill()
         killed_s = time.time()
         until(lambda: viewer.rows("/picture", "EncodedImage:blob")[-1].host_s > killed_s, agent)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read = RrdReader(str(viewer.path))
-            assert len(read.recordings()) == 1
-            assert read.blueprints()  # what it proposes to show first came, too
+        assert len(viewer.read(lambda file: file.recordings())) == 1
+        assert viewer.read(lambda file: file.blueprints())  # what it proposes to show first came, too
         assert agent.stop() == 0
     finally:
         agent.close()
