@@ -41,14 +41,15 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny("qwen3_vl")`: a model with random weights of that family, built once."""
-    folder, built = tmp_path_factory.mktemp("models"), {}
+    folder, built = tmp_path_factory.mktemp("models"), dict[str, Path]()
 
-    def build(family: Family) -> Path:
-        if family not in built:
-            built[family] = tiny_models.build(family, folder / family)
-        return built[family]
+    def build(family: Family, *, endless: bool = False) -> Path:
+        name = f"{family}-endless" if endless else family
+        if name not in built:
+            built[name] = tiny_models.build(family, folder / name, endless=endless)
+        return built[name]
 
     return build
 

@@ -37,9 +37,9 @@ class Client:
 
 @pytest.fixture(scope="module")
 def servers(tiny: Callable[..., Any], start_server: Callable[..., Server]) -> tuple[Server, Server]:
-    first = start_server(tiny("qwen2_5_vl"))
+    first = start_server(tiny("qwen2_5_vl", endless=True))
     first.wait_until_ready()  # one after the other: two that start at once starve each other on two cores
-    second = start_server(tiny("qwen2_5_vl"))
+    second = start_server(tiny("qwen2_5_vl", endless=True))
     second.wait_until_ready()
     return first, second
 
@@ -116,7 +116,7 @@ def test_closing_a_text_aborts_it_on_the_server(client: Client, servers: tuple[S
         return round(float(line.rpartition(" ")[2]))
 
     async def until_running(wanted: int) -> None:
-        """The server counts after it sends: its count may come later than the first piece does."""
+        """Its count may come later than the first piece does."""
         for _ in range(200):
             if await running() == wanted:
                 return
@@ -124,6 +124,7 @@ def test_closing_a_text_aborts_it_on_the_server(client: Client, servers: tuple[S
         raise AssertionError(f"the server never had {wanted} request(s) running")
 
     async def left() -> None:
+        """The text would take 6,000 tokens: that of a model which ended by itself was over before anybody asked."""
         await until_running(0)
         pieces = client.backend.generate(asked("Go on."), Call("left"), max_tokens=6000)
         assert await anext(pieces)
@@ -145,7 +146,7 @@ def test_agrees_with_the_engine_in_process(client: Client, tiny: Callable[..., A
         Prompt((Message("user", ("Look: ", Picture(drawn(3), "three"), " Which?")),)),
     ]
     served = client.score(prompts, "served", salt="agree")
-    for running in started(tiny("qwen2_5_vl")):
+    for running in started(tiny("qwen2_5_vl", endless=True)):
         inside = running.do(running.backend.score(prompts, [CODES] * len(prompts), Call("inside")))
         np.testing.assert_allclose(served[:3], inside[:3], atol=2e-3)
         np.testing.assert_allclose(served[3:], inside[3:], atol=0.25)

@@ -37,8 +37,8 @@ _HEADS = 2
 _PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
 
 
-def build(family: Family, folder: Path, *, seed: int = 0, hidden_layers: int = 2) -> Path:
-    """Write a model of the family, with a manifest, and return its folder."""
+def build(family: Family, folder: Path, *, seed: int = 0, hidden_layers: int = 2, endless: bool = False) -> Path:
+    """Write a model of the family, with a manifest, and return its folder; an endless one never ends a text by itself."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -88,6 +88,8 @@ def build(family: Family, folder: Path, *, seed: int = 0, hidden_layers: int = 2
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.2 if parameter.shape[-1] < 256 else 0.05)
+        if endless:  # its end of a turn has logit 0, and of the others' some are above
+            model.get_output_embeddings().weight[ids["<|im_end|>"]] = 0.0
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     write_manifest(folder)
