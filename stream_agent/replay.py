@@ -43,6 +43,7 @@ from stream_agent.recording.records import (
     Expiry,
     Finish,
     FrameRecord,
+    PassedOver,
     Restored,
     Verdict,
 )
@@ -203,6 +204,7 @@ class Replay:
                 if not self._what_if:
                     self._display.expire(lambda: reason, now_ns=now_ns)
             case Finish():
+                self._pass_over(message.passed_over)
                 self._emit(self._case.memory.finish())
             case Restored(clips):
                 self._case.memory.restore(clips)
@@ -228,9 +230,7 @@ class Replay:
     # -------------------------------------------------------------------------------------------- inputs
 
     def _see(self, record: FrameRecord) -> None:
-        for passed in record.passed_over:
-            self.tally.passed_over += 1
-            self._check_tick(passed.pts_s, passed.reason != "not_sampled")
+        self._pass_over(record.passed_over)
         self._check_tick(record.pts_s, True)
         self.pts_s = record.pts_s
         self.tally.frames += 1
@@ -238,6 +238,11 @@ class Replay:
         if self._what_if:
             self._expire_by_itself(record.captured_ns)
         self._emit(self._case.see(record.header(), None))
+
+    def _pass_over(self, frames: tuple[PassedOver, ...]) -> None:
+        for frame in frames:
+            self.tally.passed_over += 1
+            self._check_tick(frame.pts_s, frame.reason != "not_sampled")
 
     def _obey(self, command: Command) -> None:
         match command:

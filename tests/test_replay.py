@@ -22,7 +22,7 @@ from stream_agent.prompts import PromptFactory
 from stream_agent.recording.mcap_file import Entry
 from stream_agent.recording.playback import tell_what_if
 from stream_agent.recording.reader import RecordingFile
-from stream_agent.recording.records import Choice, Commanded, FrameRecord
+from stream_agent.recording.records import Choice, Commanded, Finish, FrameRecord
 from stream_agent.replay import Replay, differing, what_if
 from stream_agent.sinks.dashboard.control import Command, Line, NewCase, Pause, SetGoal
 from tests.recording.sessions import REPOSITORY, SMALL, command, environment, record, run, tell
@@ -58,6 +58,25 @@ def test_a_lockstep_session_replays_to_the_same_decisions(session: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert "400 frames perceived" in done.stdout
     assert "every decision is the same, to the last bit" in done.stdout
+
+
+def test_the_frames_after_the_last_that_was_looked_at_are_in_the_recording(tmp_path: Path) -> None:
+    """The last of a video's 2,625 frames was in no record: it is told with the next frame perceived, and none came."""
+    path = record(
+        tmp_path,
+        "source.pace=max",
+        "source.synthetic_duration_s=2",
+        "source.synthetic_fps=25",
+        "source.synthetic_speed=1",
+        "recogniser.rate_hz=4",
+    )
+    with RecordingFile(path) as recording:
+        frames = [frame for _, frame in recording.messages(FrameRecord)]
+        after = [frame.pts_s for _, end in recording.messages(Finish) for frame in end.passed_over]
+    assert after[-1] == pytest.approx(1.96)
+    assert len(frames) + sum(len(frame.passed_over) for frame in frames) + len(after) == 50
+    done = tell("replay", path, "--verify")
+    assert f"{len(frames)} frames perceived and {50 - len(frames)} passed over" in done.stdout
 
 
 def test_a_session_in_real_time_with_a_worker_replays_to_the_same_decisions(live_session: Path) -> None:

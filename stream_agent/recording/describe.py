@@ -9,7 +9,7 @@ from stream_agent import __version__
 from stream_agent.clock import NS_PER_S
 from stream_agent.recording.mcap_file import RecordingWriter
 from stream_agent.recording.reader import RecordingFile
-from stream_agent.recording.records import VIDEO_TOPIC, FrameRecord
+from stream_agent.recording.records import VIDEO_TOPIC, Finish, FrameRecord
 
 
 def describe(recording: RecordingFile) -> Iterator[str]:
@@ -28,6 +28,7 @@ def describe(recording: RecordingFile) -> Iterator[str]:
         frames += 1
         gated += bool(frame.gate)
         passed += len(frame.passed_over)
+    passed += sum(len(end.passed_over) for _, end in recording.messages(Finish))
     if first is not None and last is not None:
         size = f"{first.width}x{first.height}" if first.width else "no pictures"
         yield (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stream_agent.messages import RANKED, Clip, ClipEvent, Health, Plan
-from stream_agent.recording.records import FrameRecord
+from stream_agent.recording.records import Finish, FrameRecord
 
 _QUANTILES = (50, 95, 99)
 
@@ -109,6 +109,8 @@ def figures(messages: Iterable[object], labels: Sequence[tuple[float, str]] | No
                 found.end_s = max(found.end_s, message.pts_s)
                 found.passed_over.update(passed.reason for passed in message.passed_over)
                 found.gates.update([message.gate] if message.gate else [])
+            case Finish():
+                found.passed_over.update(passed.reason for passed in message.passed_over)
             case ClipEvent(kind, clip):
                 opened = clip if kind == "opened" else None
                 if kind == "closed":

@@ -189,9 +189,14 @@ class Commanded(msgspec.Struct, frozen=True, tag_field="type", tag="command"):
 
 
 class Finish(msgspec.Struct, frozen=True, tag_field="type", tag="finish"):
-    """The stream came to its end, which closes the open clip."""
+    """The stream came to its end, which closes the open clip.
+
+    Attributes:
+        passed_over: The frames received since the last record.
+    """
 
     now_ns: int
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 Input: TypeAlias = FrameRecord | Choice | Expiry | Admission | Restored | Commanded | Finish | PlanRequest

@@ -220,7 +220,8 @@ class RecordingSink:
 
     def ended(self, now_ns: int) -> None:
         """Record that the stream came to its end."""
-        self.record(Finish(now_ns), now_ns)
+        self.record(Finish(now_ns, tuple(self._passed_over)), now_ns)
+        self._passed_over.clear()
 
     def health(self) -> str:
         """`ok`, or what is wrong."""
