@@ -1,11 +1,11 @@
-"""Nothing goes on after a call's deadline."""
+"""Nothing goes on after a call's deadline, and how each call ended is counted."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from stream_agent.errors import BackendError
 
@@ -29,3 +29,20 @@ async def until(deadline_ns: int) -> AsyncGenerator[None, None]:
             yield
     except TimeoutError as error:
         raise ExpiredError("the answer did not come before its deadline and was given up") from error
+
+
+@contextlib.contextmanager
+def counted(calls: dict[str, int], kind: str) -> Iterator[None]:
+    """Count what runs in here as one call of its kind, or as `expired`, `aborted` or `failed` if it ended so."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, ExpiredError):
+            kind = "expired"
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            kind = "aborted"
+        else:
+            kind = "failed"
+        raise
+    finally:
+        calls[kind] = calls.get(kind, 0) + 1

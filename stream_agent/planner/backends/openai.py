@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stream_agent.config import BackendConfig
 from stream_agent.errors import BackendError, ConfigError
-from stream_agent.planner.backends.deadline import ExpiredError, until
+from stream_agent.planner.backends.deadline import counted, until
 from stream_agent.planner.backends.endpoint import Endpoint, PictureCodes, ServerError, require_safe_address
 from stream_agent.planner.backends.proof import Proof, prove
 from stream_agent.planner.backends.protocol import Call, Capabilities, Prompt, Usage
@@ -162,7 +162,7 @@ class OpenAiBackend:
         async def once(endpoint: Endpoint) -> NDArray[np.float64]:
             return await endpoint.score(prompts, candidates, call)
 
-        with self._counted("score"):
+        with counted(self._calls, "score"):
             answer, _server = await self._retried(once, call)
         return answer
 
@@ -170,7 +170,7 @@ class OpenAiBackend:
         self, prompt: Prompt, call: Call, *, max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> AsyncIterator[str]:
         """As the protocol says; another server may take over before the first piece came, not after."""
-        with self._counted("generate"):
+        with counted(self._calls, "generate"):
 
             async def begin(endpoint: Endpoint) -> tuple[str | None, AsyncGenerator[str, None]]:
                 pieces = endpoint.generate(prompt, call, max_tokens=max_tokens, schema=schema)
@@ -346,18 +346,3 @@ class OpenAiBackend:
 
     def _count(self, kind: str) -> None:
         self._calls[kind] = self._calls.get(kind, 0) + 1
-
-    @contextlib.contextmanager
-    def _counted(self, kind: str) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, ExpiredError):
-                kind = "expired"
-            elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-                kind = "aborted"
-            else:
-                kind = "failed"
-            raise
-        finally:
-            self._count(kind)

@@ -26,7 +26,7 @@ from stream_agent.config import BackendConfig
 from stream_agent.errors import BackendError, ConfigError
 from stream_agent.planner.backends.adapters import WEIGHTS, adapter_directory
 from stream_agent.planner.backends.causal import CausalModel, Encoded, log_probabilities
-from stream_agent.planner.backends.deadline import ExpiredError, until
+from stream_agent.planner.backends.deadline import counted, until
 from stream_agent.planner.backends.proof import prove
 from stream_agent.planner.backends.protocol import TOO_LONG_REMEDY, Call, Capabilities, Prompt, Usage
 from stream_agent.planner.model_files import ModelFiles, go_offline, read_header, verified
@@ -101,7 +101,7 @@ class TransformersBackend:
             self._count(sum(len(one.ids) for one in encoded), taken * len(encoded), len(encoded))
             return log_probabilities(logits, chosen)
 
-        with self._counted("score"):
+        with counted(self._usage.calls, "score"):
             async with until(call.deadline_ns):
                 scores = await self._steps.run(call.priority, lambda: self._guarded(compute))
         if np.isnan(scores).any():
@@ -112,7 +112,7 @@ class TransformersBackend:
         self, prompt: Prompt, call: Call, *, max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> AsyncIterator[str]:
         """As the protocol says; a step per token."""
-        with self._counted("generate"):
+        with counted(self._usage.calls, "generate"):
             text = _Text(self, prompt, call, schema)
             for _ in range(max_tokens):
                 async with until(call.deadline_ns):
@@ -223,22 +223,6 @@ class TransformersBackend:
         self._usage.prompt_tokens += prompt
         self._usage.cached_tokens += cached
         self._usage.written_tokens += written
-
-    @contextlib.contextmanager
-    def _counted(self, kind: str) -> Iterator[None]:
-        calls = self._usage.calls
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, ExpiredError):
-                kind = "expired"
-            elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-                kind = "aborted"
-            else:
-                kind = "failed"
-            raise
-        finally:
-            calls[kind] = calls.get(kind, 0) + 1
 
 
 class _Text:

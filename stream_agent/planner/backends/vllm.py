@@ -8,10 +8,9 @@ and the case's salt for its prefix cache. The model's own directory decides noth
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from stream_agent.config import BackendConfig
 from stream_agent.errors import BackendError, ConfigError
 from stream_agent.planner.backends.adapters import LARGEST_RANK, adapter_directory
 from stream_agent.planner.backends.chat import pictures_of, rendered
-from stream_agent.planner.backends.deadline import ExpiredError, until
+from stream_agent.planner.backends.deadline import counted, until
 from stream_agent.planner.backends.proof import prove
 from stream_agent.planner.backends.protocol import (
     TOO_LONG,
@@ -125,7 +124,7 @@ class VllmBackend:
         """As the protocol says; the engine runs the prompts as one batch."""
         if not prompts:
             return np.empty((0, 0))
-        with self._counted("score"):
+        with counted(self._usage.calls, "score"):
             async with until(call.deadline_ns):
                 rows = await together(
                     self._score_one(prompt, texts, call, f"{call.id}-{index}")
@@ -143,7 +142,7 @@ class VllmBackend:
         params = SamplingParams(
             temperature=0.0, max_tokens=max_tokens, structured_outputs=held, output_kind=RequestOutputKind.DELTA
         )
-        with self._counted("generate"):
+        with counted(self._usage.calls, "generate"):
             outputs = self._run(prompt, params, call, call.id)
             first = True
             try:
@@ -345,22 +344,6 @@ class VllmBackend:
     def _count_prompt(self, output: Any) -> None:
         self._usage.prompt_tokens += len(output.prompt_token_ids or ())
         self._usage.cached_tokens += output.num_cached_tokens or 0
-
-    @contextlib.contextmanager
-    def _counted(self, kind: str) -> Iterator[None]:
-        calls = self._usage.calls
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, ExpiredError):
-                kind = "expired"
-            elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-                kind = "aborted"
-            else:
-                kind = "failed"
-            raise
-        finally:
-            calls[kind] = calls.get(kind, 0) + 1
 
 
 def _as_pil(picture: Picture) -> Any:
