@@ -14,6 +14,11 @@ from stream_agent.errors import ConfigError
 
 _FILE = click.Path(path_type=Path)
 _PACK = Path("configs/procedures/cholecystectomy")
+_TUNING = ("torch", "transformers", "trl", "peft", "datasets")
+_SETTINGS = click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+_ADAPTER = click.option(
+    "--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything."
+)
 
 
 @click.group()
@@ -69,14 +74,14 @@ def signals(sap: Path, signals: Path, exclude: tuple[str, ...], out: Path) -> in
 
 @train.command()
 @click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_lora.yaml.")
-@click.option("--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_ADAPTER
+@_SETTINGS
 def sft(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
     """Fine-tune a language model with LoRA on training videos; killed, it goes on from its last checkpoint."""
     from stream_agent.training.config import load_training
 
     config = load_training(preset, settings)
-    _require("torch", "transformers", "trl", "peft", "datasets")
+    _require(*_TUNING)
     from stream_agent.training import sft as trainer
 
     trainer.train(config, out, say=click.echo)
@@ -86,7 +91,7 @@ def sft(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 @train.command()
 @click.option("--config", "preset", type=_FILE, help="YAML file of a training: its data and planner decide.")
 @click.option("--out", type=_FILE, required=True, help="Folder to make; must not hold anything.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_SETTINGS
 def export(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
     """Write a training's conversations in the layout that LLaMA-Factory reads."""
     from stream_agent.training import export as exporter
@@ -138,7 +143,7 @@ def evaluate(
 )
 @click.option("--config", "preset", type=_FILE, help="YAML preset that names the model.")
 @click.option("--out", type=_FILE, required=True, help="YAML preset to write; the evidence goes beside it as .json.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_SETTINGS
 def calibration(
     sap: Path,
     signals: Path | None,
@@ -174,14 +179,14 @@ def calibration(
     "--out", type=_FILE, required=True, help="Folder to write the adapter to; OUT.responses takes the answers."
 )
 @click.option("--ask-only", is_flag=True, help="Have the teacher answer, and train nothing.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_SETTINGS
 def distill(preset: Path | None, out: Path, ask_only: bool, settings: tuple[str, ...]) -> int:
     """Have a teacher answer training samples, keep what proves right, and teach it to a student."""
     from stream_agent.config import load_tree
     from stream_agent.training.distill import DistillTraining
 
     config = load_tree(DistillTraining, preset, settings)
-    _require("torch", "transformers", "trl", "peft", "datasets")
+    _require(*_TUNING)
     from stream_agent.training import student
 
     if ask_only:
@@ -193,15 +198,15 @@ def distill(preset: Path | None, out: Path, ask_only: bool, settings: tuple[str,
 
 @train.command()
 @click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_dpo.yaml.")
-@click.option("--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_ADAPTER
+@_SETTINGS
 def dpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
     """Train an adapter on pairs: right and rule-abiding responses against wrong or rule-breaking ones."""
     from stream_agent.config import load_tree
     from stream_agent.training.preference import PreferenceTraining
 
     config = load_tree(PreferenceTraining, preset, settings)
-    _require("torch", "transformers", "trl", "peft", "datasets")
+    _require(*_TUNING)
     from stream_agent.training import dpo as trainer
 
     trainer.train(config, out, say=click.echo)
@@ -210,15 +215,15 @@ def dpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 
 @train.command()
 @click.option("--config", "preset", type=_FILE, help="YAML file of a training, for example configs/train_grpo.yaml.")
-@click.option("--out", type=_FILE, required=True, help="Folder to write the adapter to; must not hold anything.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_ADAPTER
+@_SETTINGS
 def grpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
     """Reinforce an adapter by the agent's own verifiers: format, rank of the truth, relaxed hit, rules, length."""
     from stream_agent.config import load_tree
     from stream_agent.training.grpo import GroupTraining
 
     config = load_tree(GroupTraining, preset, settings)
-    _require("torch", "transformers", "trl", "peft", "datasets")
+    _require(*_TUNING)
     from stream_agent.training import grpo as trainer
 
     trainer.train(config, out, say=click.echo)
@@ -233,7 +238,7 @@ def grpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
     "--parts", type=click.IntRange(1, 35), default=5, show_default=True, help="1 asks about the validation videos."
 )
 @click.option("--out", type=_FILE, required=True, help="Folder for the adapters and the evaluation record, gate.json.")
-@click.argument("settings", nargs=-1, metavar="[section.key=value]...")
+@_SETTINGS
 def gate(
     method: Literal["sft", "distill", "dpo", "grpo"],
     preset: Path | None,
@@ -263,7 +268,7 @@ def gate(
     shared = ("data.", "planner.", "procedure.", "lora.", "seed=")
     both = [setting for setting in settings if setting.startswith(shared)]
     starting = None if start_config is None else load_training(start_config, both)
-    _require("torch", "transformers", "trl", "peft", "datasets")
+    _require(*_TUNING)
     given = ["train", "gate", method, *(["--config", preset] if preset else []), "--parts", parts, *settings]
     command = shlex.join(["run_agent.py", *map(str, given)])
     ships = adapter_gate.run(method, tuning, out, parts=parts, starting=starting, command=command, say=click.echo)
