@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,3 +64,27 @@ def code_scores(model: Path, adapters: dict[str, Path], asked: Sequence[Example]
             await backend.close()
 
     return asyncio.run(run())
+
+
+def tiny_training(folder: Path, model: Path, own: Mapping[str, Any], over: Mapping[str, Any]) -> list[str]:
+    """Settings of a training of seconds: what all trainers' tests share, then the test's `own`, then `over` (a__b for a.b)."""
+    sap = folder / "sap.json"
+    write_sap(sap)
+    given = {
+        "data.sap": sap,
+        "data.tasks": "[rank]",
+        "data.validation": 0,
+        "planner.model": model,
+        "planner.form": "indirect",
+        "planner.memory": "labels_only",
+        "planner.knowledge": "none",
+        "planner.device": "cpu",
+        "planner.threads": 1,
+        "optimiser.learning_rate": 0.005,
+        "optimiser.batch": 4,
+        "optimiser.schedule": "constant",
+        "optimiser.warmup": 0,
+        **own,
+        **{key.replace("__", "."): value for key, value in over.items()},
+    }
+    return [f"{key}={value}" for key, value in given.items()]

@@ -11,7 +11,7 @@ import pytest
 from stream_agent.config import load_tree
 from stream_agent.errors import ConfigError
 from stream_agent.training.grpo import GroupTraining
-from tests.training.made_up import code_scores, write_sap
+from tests.training.made_up import code_scores, tiny_training
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
@@ -30,31 +30,16 @@ pytestmark = [
 ]
 
 
+OWN = {"stopping.every_steps": 4}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.build("qwen2", tmp_path_factory.mktemp("models") / "tiny")
 
 
 def overrides(folder: Path, model: Path, **over: Any) -> list[str]:
-    sap = folder / "sap.json"
-    write_sap(sap)
-    given = {
-        "data.sap": sap,
-        "data.tasks": "[rank]",
-        "data.validation": 0,
-        "planner.model": model,
-        "planner.form": "indirect",
-        "planner.memory": "labels_only",
-        "planner.knowledge": "none",
-        "planner.device": "cpu",
-        "planner.threads": 1,
-        "optimiser.learning_rate": 0.005,
-        "optimiser.batch": 4,
-        "optimiser.schedule": "constant",
-        "optimiser.warmup": 0,
-        "stopping.every_steps": 4,
-    } | {key.replace("__", "."): value for key, value in over.items()}
-    return [f"{key}={value}" for key, value in given.items()]
+    return tiny_training(folder, model, OWN, over)
 
 
 def configured(folder: Path, model: Path, **over: Any) -> GroupTraining:

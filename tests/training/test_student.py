@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from stream_agent.config import load_tree
 from stream_agent.errors import ConfigError
 from stream_agent.training.distill import RESPONSES, DistillTraining, Response, Responses, read_responses
-from tests.training.made_up import code_scores, write_sap
+from tests.training.made_up import code_scores, tiny_training
 from tests.training.test_distill import FakeTeacher
 
 torch = pytest.importorskip("torch")
@@ -33,34 +33,22 @@ pytestmark = [
 ]
 
 
+OWN = {
+    "data.tasks": "[rank, plan]",
+    "distill.captions": 0,
+    "lora.dropout": 0,
+    "optimiser.max_steps": 10,
+    "stopping.every_steps": 100,
+}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.build("qwen2", tmp_path_factory.mktemp("models") / "tiny")
 
 
 def overrides(folder: Path, model: Path, **over: Any) -> list[str]:
-    sap = folder / "sap.json"
-    write_sap(sap)
-    given = {
-        "data.sap": sap,
-        "data.tasks": "[rank, plan]",
-        "data.validation": 0,
-        "planner.model": model,
-        "planner.form": "indirect",
-        "planner.memory": "labels_only",
-        "planner.knowledge": "none",
-        "planner.device": "cpu",
-        "planner.threads": 1,
-        "distill.captions": 0,
-        "lora.dropout": 0,
-        "optimiser.learning_rate": 0.005,
-        "optimiser.batch": 4,
-        "optimiser.max_steps": 10,
-        "optimiser.schedule": "constant",
-        "optimiser.warmup": 0,
-        "stopping.every_steps": 100,
-    } | {key.replace("__", "."): value for key, value in over.items()}
-    return [f"{key}={value}" for key, value in given.items()]
+    return tiny_training(folder, model, OWN, over)
 
 
 def configured(folder: Path, model: Path, **over: Any) -> DistillTraining:
