@@ -34,7 +34,12 @@ class DataConfig(Section):
     tasks: tuple[Task, ...] = Field(
         default=("rank", "plan", "recognise", "caption"), min_length=1, description="Taught together."
     )
-    orders: int = Field(default=1, ge=1, le=64, description="Orders of the choices per sample and epoch.")
+    orders: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Orders of the choices per sample and epoch; 1 with planner.permutations=1, the pack's.",
+    )
     noise: float = Field(
         default=0.0, ge=0, le=1, description="Share of samples with labels as a recogniser mistakes them."
     )
@@ -109,6 +114,11 @@ class TrainingConfig(Section):
             raise ValueError("data.sap is unset; set data.sap=FILE to your total_video_info.json")
         if self.planner.model is None:
             raise ValueError("planner.model is unset; set planner.model=DIR to the local directory of the base model")
+        if self.planner.permutations == 1 and self.data.orders > 1:
+            raise ValueError(
+                f"data.orders={self.data.orders} teaches orders that planner.permutations=1 never asks in; set data.orders=1, or "
+                "planner.permutations=0"
+            )
         if self.planner.memory != "labels_only":
             if self.planner.form == "direct" and self.data.frames is None:
                 raise ValueError(

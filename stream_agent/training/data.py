@@ -210,7 +210,7 @@ def examples(
         factory: Asks; its configuration decides the form and how much of the memory is told.
         tasks: Which; several are taught together.
         orders: Orders of the choices per `rank` sample: one at random, then shifts of it, so that with as many orders as
-            choices each action stands once in each place.
+            choices each action stands once in each place. With `planner.permutations=1` the first is the pack's own.
         seed: Of the orders and the noise.
         noise: Share of samples whose distant labels are drawn from `mistakes`.
         mistakes: Of a recogniser, on training videos alone; needed for noise.
@@ -271,7 +271,8 @@ def _made(
     actions = factory.pack.action_names
     memory = request.memory
     choices = list(factory.choices(memory.current))
-    draw.shuffle(choices)
+    if factory.config.permutations != 1:  # with 1, run time asks in the pack's order alone
+        draw.shuffle(choices)
     following = sample.following or None
     seen = bool(caption) if factory.config.form == "indirect" else request.picture is not None
     if factory.config.memory != "labels_only" and task != "caption" and not seen:

@@ -102,7 +102,7 @@ def _trainer(
         lr_scheduler_type=optimiser.schedule,
         warmup_steps=optimiser.warmup,
         weight_decay=optimiser.weight_decay,
-        gradient_checkpointing=optimiser.checkpointing,
+        activation_checkpointing=optimiser.checkpointing,
         bf16=False,  # the base has its own type, and peft keeps the adapter in float32
         use_cpu=base.device.type == "cpu",
         seed=config.seed,

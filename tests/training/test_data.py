@@ -304,6 +304,28 @@ def test_the_seed_decides_the_orders(sap: Path) -> None:
     assert first == again != other
 
 
+def test_asked_in_one_order_at_run_time_a_code_is_always_the_same_action(sap: Path) -> None:
+    alone = factory(**TEXT, permutations=1, question="coded")
+    for example in examples(training_samples(sap), alone):
+        assert example.choices == PACK.action_names
+        assert example.answer == CODES[PACK.action_names.index(example.target)]
+    asked = {e.choices for e in examples(training_samples(sap), factory(**TEXT, question="coded"))}
+    assert len(asked) > 1
+
+
+def test_orders_that_run_time_never_asks_in_are_not_taught(sap: Path) -> None:
+    given = [
+        f"data.sap={sap}",
+        "planner.model=none",
+        "planner.form=indirect",
+        "planner.memory=labels_only",
+        "data.orders=4",
+    ]
+    assert load_training(None, given).data.orders == 4
+    with pytest.raises(ConfigError, match="set data.orders=1"):
+        load_training(None, [*given, "planner.permutations=1"])
+
+
 def test_noise_is_the_recogniser_s_and_spares_the_nearest_label(sap: Path) -> None:
     """The made-up recogniser calls every coagulation a retraction."""
     found = training_samples(sap)
