@@ -118,12 +118,13 @@ def evaluate(
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists and is never overwritten; name another file")
     from stream_agent.training import adapter_report
+    from stream_agent.training.report_rows import table
 
     found = adapter_report.evaluate(adapter, sap, signals=signals, model=model, keep=keep, say=click.echo)
     click.echo(f"{found['chosen_by_samples']} samples of training videos that were not fitted, which chose the step:")
-    click.echo(adapter_report.table(found, "chosen_by"))
+    click.echo(table(found["chosen_by"]))
     click.echo(f"{found['samples']} samples of the test videos, {found['track']} track:")
-    click.echo(adapter_report.table(found))
+    click.echo(table(found["rows"]))
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

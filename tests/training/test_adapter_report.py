@@ -14,7 +14,8 @@ pytest.importorskip("llguidance")
 pytest.importorskip("sklearn")
 
 from stream_agent.errors import ConfigError
-from stream_agent.training.adapter_report import evaluate, table
+from stream_agent.training.adapter_report import evaluate
+from stream_agent.training.report_rows import table
 from stream_agent.training.sft import train
 from tests.planner.backends import tiny_models
 from tests.training.test_data import DONE, clips, written
@@ -64,7 +65,7 @@ def test_every_row_is_over_the_test_samples_and_the_weight_over_unseen_training_
     assert rows["adapter"]["SLAcc"] == rows["adapter, fitted temperature"]["SLAcc"], "a temperature changes no order"
     assert rows["statistical"]["minus_statistical"]["value"] == 0
     assert 0 <= found["fusion_weight"] <= 5 and found["temperature"] > 0
-    told = table(found).splitlines()
+    told = table(rows).splitlines()
     assert len(told) == 8 and len({line.count("|") for line in told}) == 1
 
 
@@ -113,7 +114,7 @@ def test_prompts_that_have_changed_since_are_refused(sap: Path, adapter: Path, t
     with pytest.raises(ConfigError, match="VID73: a test video"):
         evaluate(copy, sap, say=lambda _: None)
     (copy / "record.json").unlink()
-    with pytest.raises(ConfigError, match="name a folder that `train` wrote"):
+    with pytest.raises(ConfigError, match="name an adapter that `train` wrote"):
         evaluate(copy, sap, say=lambda _: None)
 
 
