@@ -32,6 +32,7 @@ from stream_agent.planner.statistical import StatisticalPlanner
 from stream_agent.procedure import load_pack
 from stream_agent.training import planner_model, signals
 from stream_agent.training import statistical as trainer
+from stream_agent.training.planner_study import Study
 
 
 def ngram_planner(training: Training) -> StatisticalPlanner:
@@ -47,7 +48,7 @@ def memory_planner(training: Training) -> StatisticalPlanner:
     """
     order, concentration = _chosen(training)
     rows = {name: tuple(tuple(row) for row in seen.tolist()) for name, seen in training.presence.items()}
-    study = planner_model.Study(_clips(training), rows, order=order, concentration=concentration)
+    study = Study(_clips(training), rows, order=order, concentration=concentration)
     return _planner(
         training, order, concentration, Ensemble(planner_model.fit_ensemble(study, sorted(training.videos)))
     )
@@ -57,7 +58,7 @@ def trained_planner(training: Training) -> StatisticalPlanner:
     """What `train statistical` writes when it is given these videos: every setting chosen on them again, too."""
     order, concentration = _chosen(training)
     rows = {name: tuple(tuple(row) for row in seen.tolist()) for name, seen in training.presence.items()}
-    study = planner_model.Study(_clips(training), rows, order=order, concentration=concentration)
+    study = Study(_clips(training), rows, order=order, concentration=concentration)
     chosen = {
         full: study.choose(names, full=full)
         for full, names in ((False, sorted(training.videos)), (True, sorted(rows)))
