@@ -23,7 +23,7 @@ from stream_agent.training.report_rows import ADAPTER, measured, rows_of, weighe
 from stream_agent.training.taught_adapter import load_taught
 
 
-def evaluate(
+def evaluate_adapter(
     adapter: Path,
     sap: Path,
     *,

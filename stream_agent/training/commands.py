@@ -104,25 +104,52 @@ def export(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 
 
 @train.command()
-@click.option("--adapter", type=_FILE, required=True, help="Folder that a training wrote.")
+@click.option("--adapter", type=_FILE, help="Folder that a training wrote; its validation videos weigh the fusion.")
+@click.option("--trial", type=_FILE, help="Folder that `train gate --parts N` wrote: everything cross-validated.")
 @click.option("--sap", type=_FILE, required=True, help="total_video_info.json of CholecT50-SAP.")
 @click.option("--signals", type=_FILE, help="Folder of videoNN.csv: instruments at 1 Hz, for the statistical planner.")
 @click.option("--model", type=_FILE, help="The base model's folder, where it is not where it was in training.")
 @click.option("--keep", type=_FILE, help="Folder that keeps beliefs, so that nobody is asked twice.")
 @click.option("--out", type=_FILE, help="JSON file to write; never overwritten.")
 def evaluate(
-    adapter: Path, sap: Path, signals: Path | None, model: Path | None, keep: Path | None, out: Path | None
+    adapter: Path | None,
+    trial: Path | None,
+    sap: Path,
+    signals: Path | None,
+    model: Path | None,
+    keep: Path | None,
+    out: Path | None,
 ) -> int:
-    """Rank the 57 test samples with a text adapter, its base, the statistical planner and both fused."""
+    """Rank samples with a text adapter or a trial's adapters, their base, the statistical planner and both fused."""
+    if (adapter is None) == (trial is None):
+        given = (
+            "neither --adapter nor --trial is"
+            if adapter is None
+            else f"--adapter {adapter} and --trial {trial} are both"
+        )
+        raise ConfigError(f"{given} given; name one adapter, or the folder of one trial")
     _require("torch", "transformers", "peft", "llguidance")
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists and is never overwritten; name another file")
-    from stream_agent.training import adapter_report
+    from stream_agent.training.adapter_report import evaluate_adapter
     from stream_agent.training.report_rows import table
+    from stream_agent.training.trial_report import evaluate_trial
 
-    found = adapter_report.evaluate(adapter, sap, signals=signals, model=model, keep=keep, say=click.echo)
-    click.echo(f"{found['chosen_by_samples']} samples of training videos that were not fitted, which chose the step:")
-    click.echo(table(found["chosen_by"]))
+    if trial is not None:
+        found = evaluate_trial(trial, sap, signals=signals, model=model, keep=keep, say=click.echo)
+        first = "out_of_fold"
+        click.echo(
+            f"{found['out_of_fold_samples']} samples of {found['training_videos']} training videos, each asked of who was fitted "
+            f"without its video ({len(found['parts'])} parts), {found['track']} track:"
+        )
+    else:
+        assert adapter is not None
+        found = evaluate_adapter(adapter, sap, signals=signals, model=model, keep=keep, say=click.echo)
+        first = "chosen_by"
+        click.echo(
+            f"{found['chosen_by_samples']} samples of training videos that were not fitted, which chose the step:"
+        )
+    click.echo(table(found[first]))
     click.echo(f"{found['samples']} samples of the test videos, {found['track']} track:")
     click.echo(table(found["rows"]))
     if out is not None:

@@ -14,7 +14,7 @@ pytest.importorskip("llguidance")
 pytest.importorskip("sklearn")
 
 from stream_agent.errors import ConfigError
-from stream_agent.training.adapter_report import evaluate
+from stream_agent.training.adapter_report import evaluate_adapter
 from stream_agent.training.report_rows import table
 from stream_agent.training.sft import train
 from tests.planner.backends import tiny_models
@@ -56,7 +56,7 @@ def test_every_row_is_over_the_test_samples_and_the_weight_over_unseen_training_
     sap: Path, adapter: Path
 ) -> None:
     lines: list[str] = []
-    found = evaluate(adapter, sap, say=lines.append)
+    found = evaluate_adapter(adapter, sap, say=lines.append)
     record = json.loads((adapter / "record.json").read_text())
     assert found["samples"] == 4 + 5 + 4, "clips with one before them, of the three test videos"
     assert found["chosen_by_samples"] == record["data"]["validation_samples"]
@@ -71,7 +71,7 @@ def test_every_row_is_over_the_test_samples_and_the_weight_over_unseen_training_
 
 def test_what_is_kept_is_not_asked_again_and_gives_the_same_report(sap: Path, adapter: Path, tmp_path: Path) -> None:
     said: list[list[str]] = [[], []]
-    first, second = (evaluate(adapter, sap, keep=tmp_path / "kept", say=lines.append) for lines in said)
+    first, second = (evaluate_adapter(adapter, sap, keep=tmp_path / "kept", say=lines.append) for lines in said)
     assert first == second
     assert [line.split(":")[0] for line in said[0]] == [
         "statistical beside",
@@ -91,12 +91,12 @@ def test_what_is_kept_is_not_asked_again_and_gives_the_same_report(sap: Path, ad
         say=lambda _: None,
     )
     more: list[str] = []
-    evaluate(another, sap, keep=tmp_path / "kept", say=more.append)
+    evaluate_adapter(another, sap, keep=tmp_path / "kept", say=more.append)
     assert [line.split(":")[0] for line in more] == ["held", "test"], "another adapter beside the same base"
     for path in files:
         path.write_text("{}")
     with pytest.raises(ConfigError, match="holds no beliefs"):
-        evaluate(adapter, sap, keep=tmp_path / "kept", say=lambda _: None)
+        evaluate_adapter(adapter, sap, keep=tmp_path / "kept", say=lambda _: None)
 
 
 def test_prompts_that_have_changed_since_are_refused(sap: Path, adapter: Path, tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_prompts_that_have_changed_since_are_refused(sap: Path, adapter: Path, t
     record["data"]["prompt"] = "0" * 12
     (copy / "record.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="was taught with prompts of digest 000000000000"):
-        evaluate(copy, sap, say=lambda _: None)
+        evaluate_adapter(copy, sap, say=lambda _: None)
     record["data"]["fitted_on"] = ["VID73"]
     (copy / "record.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="VID73: a test video"):
-        evaluate(copy, sap, say=lambda _: None)
+        evaluate_adapter(copy, sap, say=lambda _: None)
     (copy / "record.json").unlink()
     with pytest.raises(ConfigError, match="name an adapter that `train` wrote"):
-        evaluate(copy, sap, say=lambda _: None)
+        evaluate_adapter(copy, sap, say=lambda _: None)
 
 
 def test_a_changed_adapter_is_refused(sap: Path, adapter: Path, tmp_path: Path) -> None:
@@ -127,4 +127,4 @@ def test_a_changed_adapter_is_refused(sap: Path, adapter: Path, tmp_path: Path) 
         file.seek(-1, 2)
         file.write(b"\x55")
     with pytest.raises(ConfigError, match="is not the file it was"):
-        evaluate(copy, sap, say=lambda _: None)
+        evaluate_adapter(copy, sap, say=lambda _: None)
