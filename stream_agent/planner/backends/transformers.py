@@ -15,6 +15,7 @@ import json
 import logging
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -366,11 +367,16 @@ def _unpacked(mask: torch.Tensor, size: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _without_report() -> Iterator[None]:
-    """Without transformers' report on a second adapter, which calls the first one's weights missing; what counts is checked."""
+    """Without what the libraries say of a second adapter: that there are two, and that the first one's weights are missing.
+
+    What counts is checked.
+    """
     logger = logging.getLogger("transformers.integrations.peft")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            yield
     finally:
         logger.setLevel(level)
