@@ -71,7 +71,7 @@ def load_taught(adapter: Path, model: Path | None = None, settings: Mapping[str,
     seen = frozenset({*fitted_on(folder), *data["chosen_by"]})
     require_training_only(seen)
     pack = load_pack(Path(tree["procedure"]["pack"]))
-    planner = _section(folder, tree["planner"], model, settings or {})
+    planner = _section(folder, tree["planner"], record, model, settings or {})
     digest = PromptFactory(pack, planner).digest
     if digest != data.get("prompt"):
         raise ConfigError(
@@ -104,9 +104,11 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _section(
-    folder: Path, trained: Mapping[str, Any], model: Path | None, settings: Mapping[str, Any]
+    folder: Path, trained: Mapping[str, Any], record: Mapping[str, Any], model: Path | None, settings: Mapping[str, Any]
 ) -> PlannerConfig:
+    """Pinned to the base model that was trained, for its answers are filed under that name."""
     told = {**trained, "kind": "transformers", "dtype": "auto", "adapters": {}, "adapter": ""}
+    told["digest"] = record.get("base_digest") or trained.get("digest")
     if model is not None:
         told["model"] = str(model)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,13 @@ def test_a_changed_adapter_is_refused(sap: Path, adapter: Path, tmp_path: Path) 
         file.write(b"\x55")
     with pytest.raises(ConfigError, match="is not the file it was"):
         evaluate_adapter(copy, sap, say=lambda _: None)
+
+
+def test_another_base_than_the_adapter_was_trained_on_is_refused(sap: Path, adapter: Path, tmp_path: Path) -> None:
+    """Its answers would have been kept under the name of the one that was meant."""
+    other = tmp_path / "other"
+    shutil.copytree(adapter.parent / "qwen2", other, ignore=shutil.ignore_patterns("manifest.sha256"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.01}))
+    with pytest.raises(ConfigError, match="name the model that was meant"):
+        evaluate_adapter(adapter, sap, model=other, keep=tmp_path / "kept", say=lambda _: None)

@@ -18,6 +18,7 @@ from stream_agent.prompts import PromptFactory
 from stream_agent.training.config import load_training
 from stream_agent.training.trial import load_trial
 
+PACK = load_pack(Path("cholecystectomy"))
 VIDEOS = ("VID01", "VID02", "VID04", "VID05", "VID13")
 PARTS = (("VID01", "VID13"), ("VID02",), ("VID04", "VID05"))
 
@@ -37,7 +38,7 @@ def write_adapter(folder: Path, without: Sequence[str] = (), **over: Any) -> Pat
     (folder / WEIGHTS).write_bytes(str(folder).encode())
     (folder / "adapter_config.json").write_text('{"r": 4}')
     (folder / "training.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    prompt = PromptFactory(load_pack(config.procedure.pack), config.planner).digest
+    prompt = PromptFactory(PACK, config.planner).digest
     left = [video for video in VIDEOS if video not in without]
     record = {
         "base_digest": "b" * 12,
