@@ -22,7 +22,7 @@ from stream_agent.perception.protocol import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH, 
 
 INPUT: Final = "thumbnail"
 OUTPUTS: Final = ("instruments", "actions", "out_of_body")
-REMEDY: Final = "rebuild it with python -m stream_agent.training.recogniser, or set recogniser.model=FILE"
+REMEDY: Final = "rebuild it with run_agent.py train recogniser, or set recogniser.model=FILE"
 _SHAPE: Final = [1, THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH, 3]
 
 
