@@ -5,8 +5,9 @@
     all those answers ─▶ temperature and fusion weight ─▶ the samples of the test videos, each asked once, of the candidate that was
         fitted on all training videos, the statistical planner that was, and the base
 
-So nothing that judges a sample, weights of the network or weights of the fusion, was fitted or chosen on its video. One mixture
-remains: the answers that a part's two numbers are fitted on come from adapters and planners that have seen that part.
+So no weight that judges a sample, of a network or of the fusion, was fitted or chosen on its video. Two mixtures remain: the answers
+that a part's two numbers are fitted on come from adapters and planners that have seen that part, and the statistical planner's
+settings were chosen on all training videos.
 """
 
 from __future__ import annotations
