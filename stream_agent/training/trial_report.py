@@ -5,9 +5,9 @@
     all those answers ─▶ temperature and fusion weight ─▶ the samples of the test videos, each asked once, of the candidate that was
         fitted on all training videos, the statistical planner that was, and the base
 
-So no weight that judges a sample, of a network or of the fusion, was fitted or chosen on its video. Two mixtures remain: the answers
-that a part's two numbers are fitted on come from adapters and planners that have seen that part, and the statistical planner's
-settings were chosen on all training videos.
+So no weight that judges a sample, of a network or of the fusion, was fitted on its video. Two mixtures remain: the answers that a
+part's two numbers are fitted on come from adapters and planners that have seen that part, and the settings of the statistical
+planner were chosen on all training videos.
 """
 
 from __future__ import annotations

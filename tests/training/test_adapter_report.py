@@ -19,20 +19,14 @@ from stream_agent.training.adapter_report import evaluate_adapter
 from stream_agent.training.report_rows import table
 from stream_agent.training.sft import train
 from tests.planner.backends import tiny_models
-from tests.training.test_data import DONE, clips, written
+from tests.training.test_data import clips, written
 from tests.training.test_sft import settings
+from tests.training.test_trial_report import ORDERS
 
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"),
 ]
-
-ORDERS = (
-    DONE,
-    ("Tissue Retraction", "Dissection", "Aspiration", "Dissection", "Vessel Clipping", "Dissection"),
-    ("Dissection", "Vessel Clipping", "Coagulation", "Dissection", "Tissue Retraction"),
-    ("Tissue Retraction", "Aspiration", "Dissection", "Vessel Clipping"),
-)
 
 
 @pytest.fixture(scope="module")
