@@ -25,6 +25,9 @@ from stream_agent.training.taught_adapter import TaughtAdapter
 TRACK: Track = "causal"
 HISTORY: History = "action_reg"
 
+_TOLD_EVERY = 25
+"""Samples from one line of progress to the next."""
+
 Wanted: TypeAlias = Mapping[str, tuple[TaughtAdapter | None, Sequence[Sample]]]
 """Per row who is to answer, None for the base model, and what."""
 
@@ -127,13 +130,24 @@ class Panel:
             await model.start()
             for row, (adapter, samples) in wanted.items():
                 chosen = planner.model_copy(update={"adapter": "" if adapter is None else _name(adapter)})
-                asked = await model.ask(samples, chosen)
+                asked = await model.ask(samples, chosen, seen=self._progress(row, len(samples)))
                 self._say(f"{row}: {len(samples)} samples, {asked.ms_p50:.0f} ms per ranking")
                 self._kept.keep(self._about_language(adapter, samples), asked.beliefs)
                 found[row] = asked.beliefs
         finally:
             await model.close()
         return found
+
+    def _progress(self, row: str, samples: int) -> Callable[[], None]:
+        done = 0
+
+        def seen() -> None:
+            nonlocal done
+            done += 1
+            if done % _TOLD_EVERY == 0 and done < samples:
+                self._say(f"{row}: {done} of {samples}")
+
+        return seen
 
     def _about_language(self, adapter: TaughtAdapter | None, samples: Sequence[Sample]) -> dict[str, object]:
         taught = self._taught
