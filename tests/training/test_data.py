@@ -322,7 +322,7 @@ def test_orders_that_run_time_never_asks_in_are_not_taught(sap: Path) -> None:
         "data.orders=4",
     ]
     assert load_training(None, given).data.orders == 4
-    with pytest.raises(ConfigError, match="set data.orders=1"):
+    with pytest.raises(ConfigError, match=r"set data\.orders=1"):
         load_training(None, [*given, "planner.permutations=1"])
 
 
