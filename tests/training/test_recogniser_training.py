@@ -29,6 +29,7 @@ def test_a_corrected_list_that_names_an_unknown_action_is_refused(tmp_path: Path
         corrected_scenes(tmp_path / "none.mp4", path, -1)
 
 
+@pytest.mark.slow
 def test_a_quick_training_on_real_pictures_leaves_out_what_it_is_told_to(shared_data: Path, tmp_path: Path) -> None:
     labels = tmp_path / "corrected.csv"
     labels.write_text("start_s,action,confidence\n1,Dissection,0.9\n4,,\n")

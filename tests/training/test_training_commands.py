@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,7 +93,9 @@ def test_a_mistake_is_one_line_with_its_remedy(
     assert said in errors and "Traceback" not in errors
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")
-def test_a_missing_library_is_named_with_what_installs_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_library_is_named_with_what_installs_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert train("recogniser", "--data", tmp_path, "--out", tmp_path) == 2
     assert "pip install stream-agent[train]" in capfd.readouterr().err
