@@ -22,6 +22,7 @@ from stream_agent.training.config import TrainingConfig
 from stream_agent.training.ended_early import EndedEarly
 from stream_agent.training.lora import IGNORED, Batches, load_base, require_free, save_adapter, with_adapter
 from stream_agent.training.model_card import model_card
+from stream_agent.training.recomputing import recomputing
 from stream_agent.training.teaching import Teaching, teaching
 
 
@@ -45,7 +46,7 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
     fitted = Batches(base, lesson.examples, longest=longest, shared=shared, group=group_size(config))
     validation = Batches(base, lesson.validation, longest=longest, shared=shared)
     model = with_adapter(base, config.lora, seed=config.seed)
-    trainer = _trainer(config, model, base, fitted, validation, checkpoints, say)
+    trainer = fitting_trainer(config, model, base, fitted, validation, checkpoints, say)
     last = last_checkpoint(checkpoints)
     if last is not None:
         say(f"going on from {last}")
@@ -68,7 +69,7 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
     return record
 
 
-def _trainer(
+def fitting_trainer(
     config: TrainingConfig,
     model: Any,
     base: Any,
@@ -77,6 +78,7 @@ def _trainer(
     checkpoints: Path,
     say: Callable[[str], None],
 ) -> Any:
+    """TRL's trainer of the answers of `fitted`, ready to train; without `validation` no step is better than another."""
     import datasets
     import transformers
     import trl
@@ -102,7 +104,7 @@ def _trainer(
         lr_scheduler_type=optimiser.schedule,
         warmup_steps=optimiser.warmup,
         weight_decay=optimiser.weight_decay,
-        activation_checkpointing=optimiser.checkpointing,
+        **recomputing(optimiser.checkpointing),
         bf16=False,  # the base has its own type, and peft keeps the adapter in float32
         use_cpu=base.device.type == "cpu",
         seed=config.seed,

@@ -22,6 +22,7 @@ from stream_agent.training.config import TrainingConfig
 from stream_agent.training.data import require_training_only
 from stream_agent.training.lora import load_base, save_adapter, with_adapter
 from stream_agent.training.model_card import model_card
+from stream_agent.training.recomputing import recomputing
 from stream_agent.training.teaching import Teaching
 
 _REFERENCE: Final = "ref"
@@ -85,7 +86,7 @@ def settings(config: TrainingConfig, checkpoints: Path, *, on_cpu: bool, rows: i
         "lr_scheduler_type": optimiser.schedule,
         "warmup_steps": optimiser.warmup,
         "weight_decay": optimiser.weight_decay,
-        "activation_checkpointing": optimiser.checkpointing,
+        **recomputing(optimiser.checkpointing),
         "bf16": False,  # the base has its own type, and peft keeps the adapter in float32
         "use_cpu": on_cpu,
         "seed": config.seed,
