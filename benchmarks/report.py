@@ -38,10 +38,12 @@ _PACKAGES = (
     "numpy",
     "onnxruntime",
     "opencv-python-headless",
+    "peft",
     "pyzmq",
     "torch",
     "torchcodec",
     "transformers",
+    "trl",
     "vidgear",
     "vllm",
 )
@@ -138,6 +140,7 @@ class Report:
         settings: What it was run with.
         columns: Keys of `Row.more` that the table shows.
         better: Whether a smaller or a larger `ratio` is the better one.
+        device: What did the work, as a word of the filed result's name.
     """
 
     benchmark: str
@@ -145,6 +148,7 @@ class Report:
     settings: dict[str, Any]
     columns: tuple[str, ...] = ()
     better: Literal["lower", "higher"] = "lower"
+    device: str = "cpu"
     rows: list[Row] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -195,7 +199,7 @@ class Report:
         table = self.table()
         print(f"\n{self.question}\n\n{table}\n", flush=True)
         if options.save:
-            saved = RESULTS / f"{self.benchmark}_cpu_{datetime.datetime.now(tz=datetime.UTC):%Y%m}.md"
+            saved = RESULTS / f"{self.benchmark}_{self.device}_{datetime.datetime.now(tz=datetime.UTC):%Y%m}.md"
             saved.parent.mkdir(parents=True, exist_ok=True)
             saved.write_text(self._page(table, plain), encoding="utf-8")
             print(f"filed as {saved.relative_to(ROOT)}")
@@ -220,7 +224,8 @@ class Report:
         return (
             f"# {self.question}\n\n"
             f"`{' '.join(['python', '-m', f'benchmarks.{self.benchmark}', *sys.argv[1:]])}`, commit {plain['commit']}, "
-            f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d %H:%M} UTC. {box['cpu']}, {box['cores']} cores, "
+            f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d %H:%M} UTC. "
+            f"{'' if self.device == 'cpu' else f'GPU {self.device}, '}{box['cpu']}, {box['cores']} cores, "
             f"{box['memory_gb']} GB, Linux {box['kernel']}, Python {box['python']}. Load average over the minute before "
             f"{self.load_before[0]:.1f}, at the end {box['load_after'][0]:.1f} (this benchmark's own work included)."
             f"{_BUSY if self.load_before[0] >= BUSY_LOAD else ''}\n\n"
