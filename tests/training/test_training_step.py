@@ -32,7 +32,7 @@ from stream_agent.training.config import TrainingConfig, load_training
 from stream_agent.training.lora import IGNORED, with_adapter
 
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     # torch, transformers and TRL warn of their own parts.
     pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"),
 ]
@@ -42,7 +42,7 @@ SHORT = (
     "planner.threads=1",
     "planner.knowledge=none",
     "planner.max_pixels=12544",
-    "optimiser.batch=4",
+    "optimiser.batch=2",
 )
 """Settings of a step that takes a fraction of a second."""
 
@@ -139,7 +139,7 @@ def test_the_arithmetic_is_what_torch_counts(base: RandomModel) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_checkpointing_computes_every_layer_twice(base: RandomModel, tmp_path: Path, checkpointing: bool) -> None:
-    config = config_of(f"optimiser.checkpointing={checkpointing}")
+    config = config_of(f"optimiser.checkpointing={checkpointing}", "optimiser.batch=4")
     passes: list[object] = []
     draw = base.draw
 
