@@ -114,7 +114,10 @@ def promote(candidate: Path, record_file: Path, margins: Path | None, folder: Pa
     version, judgement = put_to_use(candidate, record_file, registry=folder, pack=pack, margins_file=margins)
     for axis in judgement.axes:
         click.echo(f"{axis.name}: {axis.finding}")
-    click.echo(f"in use now: version {version.number}, {version.digest}; runs take it with models.registry={folder}")
+    adapter = f" planner.adapter=promoted planner.digest={version.base}" if version.base else ""
+    click.echo(
+        f"in use now: version {version.number}, {version.digest}; runs take it with models.registry={folder}{adapter}"
+    )
     return 0
 
 
@@ -209,7 +212,7 @@ def verify(folder: Path) -> int:
                 damaged += 1
                 in_use = ", in use" if version.number == slot.in_use else ""
                 click.echo(f"damaged: {kind}/{procedure} version {version.number}{in_use}: {error}")
-    click.echo(f"{checked} versions, {damaged} damaged")
+    click.echo(f"{checked} version{'' if checked == 1 else 's'}, {damaged} damaged")
     return int(damaged > 0)
 
 

@@ -71,7 +71,7 @@ def test_list_show_and_verify_tell_what_is_there(
     assert call("show", "0", "--registry", promoted) == 0
     assert call("show", "5", "--registry", promoted) == 2
     assert call("verify", "--registry", promoted) == 0
-    assert "1 versions, 0 damaged" in capsys.readouterr().out
+    assert "1 version, 0 damaged" in capsys.readouterr().out
     (promoted / "versions" / "statistical-cholecystectomy-0001" / "record.json").write_text("{}")
     assert call("verify", "--registry", promoted) == 1
     assert "damaged: statistical/cholecystectomy version 1, in use: " in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_with_both_kinds_the_kind_is_asked_for(
     made = adapter(tmp_path / "adapter", value=1.0)
     record = written(record_of(made, None), tmp_path / "adapter.json")
     assert call("promote", made, "--record", record, "--registry", promoted) == 0
-    capsys.readouterr()
+    assert capsys.readouterr().out.endswith(f"={promoted} planner.adapter=promoted planner.digest={BASE}\n")
     assert call("rollback", "--registry", promoted) == 2
     assert "--kind" in capsys.readouterr().err
     assert call("show", "--kind", "adapter", "--registry", promoted) == 0
