@@ -21,12 +21,12 @@ from benchmarks import training_step
 from benchmarks.histories import drawn_memory
 from benchmarks.lessons import lessons
 from benchmarks.prompting import prompt_renderer
-from benchmarks.timed_training import CountedBatches, out_of_memory, train_steps
-from benchmarks.training_cost import needed_operations, repeated_operations
-from benchmarks.true_shapes import RandomModel, write_model
+from benchmarks.timed_training import CountedBatches, Part, Step, Steps, out_of_memory, train_steps
+from benchmarks.training_cost import Read, needed_operations, repeated_operations
+from benchmarks.true_shapes import SHAPES, RandomModel, write_model
 from stream_agent.errors import ConfigError
 from stream_agent.planner.model_cost import shape_of
-from stream_agent.planner.model_files import look_through
+from stream_agent.planner.model_files import ModelFiles, look_through
 from stream_agent.procedure import load_pack
 from stream_agent.training.config import TrainingConfig, load_training
 from stream_agent.training.lora import IGNORED, with_adapter
@@ -215,3 +215,25 @@ def test_a_true_shape_without_a_gpu_is_refused_in_a_line(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["training_step", "--shapes", "qwen2.5-vl-7b"])
     with pytest.raises(ConfigError, match=r"--shapes qwen2.5-vl-7b needs a CUDA GPU.*take --shapes tiny"):
         training_step.main()
+
+
+def test_a_gpu_is_told_in_rates_memory_and_use() -> None:
+    """Two steps of 2 s, each two parts of one example, on a GPU that could do ten times the needed operations in that time."""
+    files = ModelFiles(Path("/models/tiny"), {"model_type": "qwen2", **SHAPES["tiny"]["text"]}, {})
+    shape, read = shape_of(files), Read(tokens=100, learned=10, seen=0)
+    step = Step(2.0, (Part(0.1, 125, (read,)), Part(0.1, 125, (read,))))
+    done = Steps((step, step), trained=500, allocated=3_000_000_000, reserved=4_000_000_000)
+    needed = needed_operations(shape, 500, [read] * 4)
+    told = training_step._Told("tiny", shape, on_gpu=True, rate=needed / 4.0 * 10)
+    row = told.row(training_step.Case(1, checkpointing=True), [done], [done], itself=False)
+    assert (row.p50_ms, row.n, row.ratio) == (2000, 2, 1.0)
+    more = {
+        name: row.more[name] for name in ("examples_per_s", "prompt_per_s", "learned_per_s", "held_gb", "reserved_gb")
+    }
+    assert more == {"examples_per_s": 1, "prompt_per_s": 90, "learned_per_s": 10, "held_gb": 3, "reserved_gb": 4}
+    assert row.more["encoding_share"] == pytest.approx(0.1) and row.more["padded_share"] == pytest.approx(0.2)
+    assert row.more["model_use"] == pytest.approx(0.1)
+    repeated = repeated_operations(shape, 500, [read] * 4)
+    assert row.more["hardware_use"] == pytest.approx(0.1 * (needed + repeated) / needed)
+    without = told.row(training_step.Case(1, checkpointing=False), [done], None, itself=True)
+    assert without.ratio is None and without.more["hardware_use"] == without.more["model_use"]
