@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import transformers
+
+# peft and TRL still say the old names, and whoever trains can do nothing about it.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
 
 _NOW, _BEFORE = "activation_checkpointing", "gradient_checkpointing"
 

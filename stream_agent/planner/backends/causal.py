@@ -74,6 +74,7 @@ class CausalModel:
         """
         import transformers
 
+        transformers.logging.disable_progress_bar()  # a log is lines
         self.files = files
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         if dtype == "auto":
