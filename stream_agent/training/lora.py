@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from stream_agent.errors import BackendError, ConfigError
+from stream_agent.models.model_files import digest_of, model_files
 from stream_agent.planner.backends.adapters import adapter_directory
 from stream_agent.planner.backends.causal import CausalModel
 from stream_agent.planner.backends.protocol import Picture
@@ -98,7 +99,7 @@ def with_adapter(base: CausalModel, config: LoraConfig, *, seed: int = 0) -> Any
 def save_adapter(
     model: Any, folder: Path, *, config: TrainingConfig, record: Mapping[str, Any], card: str, base: CausalModel
 ) -> str:
-    """Write the adapter with its configuration, record, card and sums, whole or not at all; twelve digits of its digest.
+    """Write the adapter with its configuration, record, card and sums, whole or not at all; its name in `models list` and plans.
 
     Raises:
         ConfigError: The folder holds something already.
@@ -119,7 +120,7 @@ def save_adapter(
     if folder.exists():
         folder.rmdir()
     unfinished.replace(folder)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+    return digest_of("adapter", model_files(folder))
 
 
 def require_free(folder: Path) -> None:

@@ -28,6 +28,7 @@ import yaml
 from stream_agent.cli import main
 from stream_agent.config import BackendConfig, configs_directory
 from stream_agent.errors import ConfigError
+from stream_agent.models.model_files import digest_of, model_files
 from stream_agent.planner.backends.adapters import adapter_directory
 from stream_agent.planner.backends.protocol import Call
 from stream_agent.planner.backends.transformers import TransformersBackend
@@ -208,7 +209,8 @@ def test_the_folder_holds_what_every_backend_takes(tiny: Tiny, sap: Path, tmp_pa
     assert "CC BY-NC-SA 4.0" in card and "None of the 15 test videos" in card and "VID68" in card
     assert TrainingConfig.model_validate(yaml.safe_load((out / "training.yaml").read_text())) == config
     assert str(tmp_path) not in (out / "adapter_config.json").read_text(), "no path of this machine"
-    assert record["config_digest"] == config.digest() and len(record["digest"]) == 12
+    assert record["config_digest"] == config.digest()
+    assert record["digest"] == digest_of("adapter", model_files(out)), "the name that plans and `models list` give it"
     with pytest.raises(ConfigError, match="holds something already"):
         train(config, out, say=lambda _: None)
 
