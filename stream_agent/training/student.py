@@ -12,7 +12,8 @@ choose by are judged on the annotated truth, and the teacher is not asked to pla
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from stream_agent.errors import ConfigError
+from stream_agent.errors import BackendError, ConfigError
 from stream_agent.evaluation.dataset import load_presence
 from stream_agent.evaluation.samples import Sample
 from stream_agent.planner.backends import build_backend
@@ -53,7 +54,7 @@ def ask(config: DistillTraining, folder: Path, *, say: Callable[[str], None] = p
     data, planner, given = config.data, config.planner, config.distill.teacher
     if given is None or data.sap is None:
         raise ConfigError(
-            "distill.teacher is unset; set distill.teacher.kind=openai and distill.teacher.endpoint=http://HOST:PORT/v1"
+            "distill.teacher is unset; set distill.teacher.kind=openai and distill.teacher.endpoint=https://HOST/v1"
         )
     pack = load_pack(config.procedure.pack)
     factory = PromptFactory(pack, planner)
@@ -65,9 +66,11 @@ def ask(config: DistillTraining, folder: Path, *, say: Callable[[str], None] = p
     told = None if data.captions is None else NearCaptions(data.captions)
 
     async def teach() -> Responses:
-        backend = build_backend(given)
+        with _as_the_teacher():
+            backend = build_backend(given)
         try:
-            able = await backend.start()
+            with _as_the_teacher():
+                able = await backend.start()
             book = Responses(folder, teacher=f"{able.model} {able.digest}", prompts=factory.digest)
             teacher = Teacher(backend, factory, config.distill, planner, name=able.model)
             await teacher.teach(fitted, book, also_captioned=held_out, pictures=frames, captions=told, told=say)
@@ -79,6 +82,15 @@ def ask(config: DistillTraining, folder: Path, *, say: Callable[[str], None] = p
     say(book.tally())
     book.write_captions()
     return folder / RESPONSES
+
+
+@contextmanager
+def _as_the_teacher() -> Iterator[None]:
+    """A backend speaks of its section as the agent calls it; here it has another name."""
+    try:
+        yield
+    except (ConfigError, BackendError) as error:
+        raise type(error)(str(error).replace("planner.", "distill.teacher.")) from error
 
 
 def train(config: DistillTraining, out: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream_agent.config import load_tree
-from stream_agent.errors import ConfigError
+from stream_agent.errors import BackendError, ConfigError
 from stream_agent.training.distill import RESPONSES, DistillTraining, Response, Responses, read_responses
 from tests.training.made_up import code_scores, tiny_training
 from tests.training.test_distill import FakeTeacher
@@ -182,3 +183,20 @@ def test_a_student_without_answers_says_so(model: Path, tmp_path: Path) -> None:
 def test_the_preset_loads_with_what_a_user_adds() -> None:
     config = load_tree(DistillTraining, Path("train_distill.yaml"), ["data.sap=x", "planner.model=m", "data.frames=f"])
     assert (config.distill.plans, config.distill.captions) == (63, 55)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("http://nowhere.invalid:8000/v1", "distill.teacher.plaintext=true"),
+        ("http://127.0.0.1:9/v1", "no server of distill.teacher.endpoint answers"),
+    ],
+)
+def test_a_teacher_that_cannot_be_asked_is_told_by_the_keys_of_the_training(
+    model: Path, tmp_path: Path, endpoint: str, said: str
+) -> None:
+    """It was told by the agent's keys, planner.endpoint and planner.plaintext, which are the student's here."""
+    given = overrides(tmp_path, model, distill__teacher__kind="openai", distill__teacher__endpoint=endpoint)
+    config = load_tree(DistillTraining, None, given)
+    with pytest.raises((ConfigError, BackendError), match=re.escape(said)):
+        student.ask(config, tmp_path / "responses", say=lambda _: None)
