@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from stream_agent.cli import main
 from stream_agent.config import FusionConfig
 from stream_agent.evaluation.dataset import ACTIONS
 from stream_agent.evaluation.samples import Question, Sample
+from stream_agent.training.panel import Panel
 from stream_agent.training.report_rows import table
 from stream_agent.training.trial_report import evaluate_trial, out_of_fold
 from tests.planner.backends import tiny_models
 from tests.training.test_data import DONE, clips, written
 
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"),
 ]
 
@@ -91,74 +92,91 @@ def trial(tmp_path_factory: pytest.TempPathFactory, sap: Path) -> Path:
     return folder / "trial"
 
 
-def copied(trial: Path, folder: Path, **over: Any) -> Path:
-    """The trial without its starts; `scale` makes other weights of it."""
-    shutil.copytree(trial, folder, ignore=shutil.ignore_patterns("start", "manifest.sha256"))
-    if "scale" in over:
-        import safetensors.numpy
+@dataclass(frozen=True)
+class Asked:
+    """One evaluation of the trial: its report, what it told, and who was asked what."""
 
-        for path in folder.rglob("adapter_model.safetensors"):
-            weights = safetensors.numpy.load_file(path)
-            safetensors.numpy.save_file({name: over["scale"] * one for name, one in weights.items()}, path)
-    return folder
+    found: dict[str, Any]
+    lines: list[str]
+    wanted: Mapping[str, Any]
+    kept: Path
+
+
+@pytest.fixture(scope="module")
+def asked(trial: Path, sap: Path, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    wanted: dict[str, Any] = {}
+    language = Panel.language
+
+    def spied(panel: Panel, rows: Mapping[str, Any]) -> dict[str, Any]:
+        wanted.update(rows)
+        return language(panel, rows)
+
+    lines: list[str] = []
+    kept = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Panel, "language", spied)
+        found = evaluate_trial(trial, sap, keep=kept, say=lines.append)
+    return Asked(found, lines, wanted, kept)
 
 
 def rows_said(lines: list[str]) -> list[str]:
     return [line.split(":")[0] for line in lines]
 
 
-def test_both_tables_with_everybody_asked_once_and_out_of_fold(
-    trial: Path, sap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from stream_agent.training.panel import Panel
+def without_starts(trial: Path, folder: Path) -> Path:
+    shutil.copytree(trial, folder, ignore=shutil.ignore_patterns("start", "manifest.sha256"))
+    return folder
 
-    asked: dict[str, Any] = {}
-    language = Panel.language
 
-    def spied(panel: Panel, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        asked.update(wanted)
-        return language(panel, wanted)
-
-    monkeypatch.setattr(Panel, "language", spied)
-    lines: list[str] = []
-    found = evaluate_trial(trial, sap, keep=tmp_path / "kept", say=lines.append)
-    for adapter, samples in asked.values():
+def test_nobody_is_asked_about_what_it_has_seen_and_everybody_once(asked: Asked) -> None:
+    for adapter, samples in asked.wanted.values():
         assert adapter is None or not adapter.seen & {sample.question.video for sample in samples}
     for name in ("start", "adapter"):
-        parts = [samples for row, (_, samples) in asked.items() if row.startswith(f"{name} of part-")]
-        assert sum(map(len, parts)) == TRAINING_SAMPLES == found["out_of_fold_samples"]
-    assert found["samples"] == TEST_SAMPLES
-    assert rows_said(lines) == [
+        parts = [samples for row, (_, samples) in asked.wanted.items() if row.startswith(f"{name} of part-")]
+        assert sum(map(len, parts)) == TRAINING_SAMPLES == asked.found["out_of_fold_samples"]
+    assert asked.found["samples"] == TEST_SAMPLES
+    assert sorted(video for part in asked.found["parts"] for video in part) == list(NAMES[:6])
+    assert rows_said(asked.lines) == [
         "statistical, out of fold",
         "statistical",
         "base, out of fold",
         "base",
         *("start of part-1", "start of part-2", "start", "adapter of part-1", "adapter of part-2", "adapter"),
     ]
-    for part in ("out_of_fold", "rows"):
-        rows = found[part]
-        assert len(rows) == 2 + 2 * 4
-        assert rows["adapter"]["nll"] != rows["start"]["nll"] != rows["zero-shot"]["nll"]
-        assert rows["adapter"]["SLAcc"] == rows["adapter, fitted temperature"]["SLAcc"], "it changes no order"
-        assert rows["statistical"]["minus_statistical"]["value"] == 0
-        assert len(table(rows).splitlines()) == 12
-    last = list(found["rows"])[-1]
-    assert last.startswith("fused, fitted (w=") and f"w={found['fitted']['adapter']['fusion_weight']:.3g}," in last
-    per_part = found["fitted"]["adapter"]["per_part"]
-    assert len(per_part) == 2 and per_part[0]["weights"] != per_part[1]["weights"]
-    assert sorted(video for part in found["parts"] for video in part) == list(NAMES[:6])
 
-    again: list[str] = []
-    assert evaluate_trial(trial, sap, keep=tmp_path / "kept", say=again.append) == found
-    assert again == []
-    without = evaluate_trial(copied(trial, tmp_path / "without"), sap, keep=tmp_path / "kept", say=again.append)
-    assert again == []
-    assert "start" not in without["rows"] and without["rows"]["adapter"] == found["rows"]["adapter"]
-    other = copied(trial, tmp_path / "other", scale=np.float32(1.5))
-    evaluate_trial(other, sap, keep=tmp_path / "kept", say=again.append)
-    assert rows_said(again) == ["adapter of part-1", "adapter of part-2", "adapter"], (
-        "another trial beside the same base"
-    )
+
+@pytest.mark.parametrize("part", ["out_of_fold", "rows"])
+def test_a_table_has_everybody_alone_and_fused(asked: Asked, part: str) -> None:
+    rows = asked.found[part]
+    assert len(rows) == 2 + 2 * 4
+    assert rows["adapter"]["nll"] != rows["start"]["nll"] != rows["zero-shot"]["nll"]
+    assert rows["adapter"]["SLAcc"] == rows["adapter, fitted temperature"]["SLAcc"], "it changes no order"
+    assert rows["statistical"]["minus_statistical"]["value"] == 0
+    assert len(table(rows).splitlines()) == 12
+
+
+def test_the_numbers_of_the_test_rows_are_those_fitted_on_all_parts(asked: Asked) -> None:
+    fitted = asked.found["fitted"]["adapter"]
+    assert f"fused, fitted (w={fitted['fusion_weight']:.3g}, T={fitted['temperature']:.3g})" in asked.found["rows"]
+    first, second = fitted["per_part"]
+    assert first["weights"] != second["weights"] and first["temperature"] != second["temperature"]
+
+
+def test_what_is_kept_serves_again_and_the_next_trial(trial: Path, sap: Path, asked: Asked, tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    said: list[str] = []
+    assert evaluate_trial(trial, sap, keep=asked.kept, say=said.append) == asked.found
+    other = without_starts(trial, tmp_path / "other")
+    found = evaluate_trial(other, sap, keep=asked.kept, say=said.append)
+    assert said == []
+    assert "start" not in found["rows"] and found["rows"]["adapter"] == asked.found["rows"]["adapter"]
+    for path in other.rglob("adapter_model.safetensors"):
+        weights = safetensors.numpy.load_file(path)
+        safetensors.numpy.save_file({name: np.float32(1.5) * one for name, one in weights.items()}, path)
+    changed = evaluate_trial(other, sap, keep=asked.kept, say=said.append)
+    assert rows_said(said) == ["adapter of part-1", "adapter of part-2", "adapter"], "beside the same base"
+    assert changed["rows"]["adapter"] != found["rows"]["adapter"]
 
 
 def call(*arguments: object) -> int:
@@ -169,21 +187,21 @@ def call(*arguments: object) -> int:
 
 
 def test_by_one_command_to_two_tables_and_a_file(
-    trial: Path, sap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trial: Path, sap: Path, asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report.json"
-    folder = copied(trial, tmp_path / "trial")
-    assert call("--trial", folder, "--sap", sap, "--out", out) == 0
+    assert call("--trial", trial, "--sap", sap, "--keep", asked.kept, "--out", out) == 0
     told = capsys.readouterr().out
-    assert (
+    expected = (
         f"{TRAINING_SAMPLES} samples of 6 training videos, each asked of who was fitted without its video (2 parts)"
-        in told
     )
+    assert expected in told
     assert f"{TEST_SAMPLES} samples of the test videos, causal track:" in told
-    found = json.loads(out.read_text())
-    assert told.count("| zero-shot |") == 2 and table(found["rows"]) in told and table(found["out_of_fold"]) in told
-    shutil.rmtree(folder / "part-2")
-    assert call("--trial", folder, "--sap", sap) == 2
+    assert table(asked.found["rows"]) in told and table(asked.found["out_of_fold"]) in told
+    assert json.loads(out.read_text()) == asked.found
+    alone = tmp_path / "alone"
+    shutil.copytree(trial / "part-1", alone / "part-1")
+    assert call("--trial", alone, "--sap", sap) == 2
     error = capsys.readouterr().err
     assert "has 1 folders part-1" in error and len(error.splitlines()) == 1
 
