@@ -32,8 +32,9 @@ def train() -> None:
 @click.option("--exclude", multiple=True, metavar="VID,…", help="Training videos to leave out.")
 @click.option("--out", type=_FILE, default=_PACK, show_default=True, help="Folder of the pack to write to.")
 def statistical(sap: Path, signals: Path | None, exclude: tuple[str, ...], out: Path) -> int:
-    """Fit the statistical planner, print every number of its model card, and write planner.json and ensemble.json."""
-    _require("sklearn")
+    """Fit the statistical planner, print every number of its model card, and write planner.json; with --signals, ensemble.json."""
+    if signals is not None:
+        _require("sklearn")
     from stream_agent.training import statistical as trainer
 
     trainer.train(sap, signals, _folder(out) / "planner.json", exclude=_names(exclude))
@@ -148,8 +149,11 @@ def evaluate(
         first = "chosen_by"
         click.echo(
             f"{found['chosen_by_samples']} samples of training videos that were not fitted, which chose the step:"
+            if first in found
+            else "no video was held out of the training, so no temperature and no weight is fitted"
         )
-    click.echo(table(found[first]))
+    if first in found:
+        click.echo(table(found[first]))
     click.echo(f"{found['samples']} samples of the test videos, {found['track']} track:")
     click.echo(table(found["rows"]))
     if out is not None:

@@ -67,9 +67,7 @@ def fit_ensemble(
     )
 
 
-def run(
-    videos: Videos, signals: Path, out: Path | None, training: Sequence[str], *, order: int, concentration: float
-) -> None:
+def run(videos: Videos, signals: Path, out: Path, training: Sequence[str], *, order: int, concentration: float) -> None:
     """Print every table and write the model."""
     rows = load_rows(signals, videos)
     study = Study(videos, rows, order=order, concentration=concentration)
@@ -91,9 +89,8 @@ def run(
         _learning(study, able, chosen[full], full=full)
     file = fit_ensemble(study, training, chosen, sets)
     _report(study, training, rows, chosen, sets)
-    if out is not None:
-        out.write_bytes(msgspec.json.encode(file) + b"\n")
-        print(f"wrote {out}")
+    out.write_bytes(msgspec.json.encode(file) + b"\n")
+    print(f"wrote {out}")
 
 
 def _nested(study: Study, able: Sequence[str], *, full: bool) -> float:

@@ -1,7 +1,6 @@
 """Fits the label model of the cholecystectomy pack on CholecT50-SAP, and says how well it foresees.
 
-    python -m stream_agent.training.statistical --sap ../shared/data/sap/total_video_info.json \
-        --out configs/procedures/cholecystectomy/planner.json
+    run_agent.py train statistical --sap ../shared/data/sap/total_video_info.json --out configs/procedures/cholecystectomy
 
 Order and concentration are chosen by the log loss of 5-fold cross-validation by video over every clip that follows
 another, on the 35 training videos alone. The figures printed are nested: the choice is made again inside each fold. The
@@ -10,10 +9,8 @@ another, on the 35 training videos alone. The figures printed are nested: the ch
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stream_agent.errors import ConfigError, StreamAgentError
+from stream_agent.errors import ConfigError
 from stream_agent.evaluation.dataset import TEST_VIDEOS, TRAIN_VIDEOS, SapClip, load_sap
 from stream_agent.planner.durations import DurationDistribution, distribution
 from stream_agent.planner.ngram import SCHEMA, START, ContextCounts, ModelFile, NgramModel, encode_model
@@ -206,25 +203,7 @@ def choose(videos: Videos, names: Iterable[str], *, held_out: Container[str] = T
     return min(((order, concentration) for order in ORDERS for concentration in CONCENTRATIONS), key=losses.__getitem__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit, write and report; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m stream_agent.training.statistical", description=__doc__)
-    parser.add_argument("--sap", type=Path, required=True, help="total_video_info.json of CholecT50-SAP")
-    parser.add_argument("--out", type=Path, help="where to write planner.json; only reports when left out")
-    parser.add_argument(
-        "--signals", type=Path, help="folder of 1 Hz instrument rows; fits ensemble.json beside --out too"
-    )
-    parser.add_argument("--exclude", nargs="*", default=[], metavar="VID", help="training videos to leave out")
-    options = parser.parse_args(arguments)
-    try:
-        train(options.sap, options.signals, options.out, exclude=options.exclude)
-    except StreamAgentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def train(sap: Path, signals: Path | None, out: Path | None, *, exclude: Iterable[str] = ()) -> None:
+def train(sap: Path, signals: Path | None, out: Path, *, exclude: Iterable[str] = ()) -> None:
     """Fit the label model, with `signals` the model over the memory too, print every figure, write both beside `out`.
 
     Raises:
@@ -250,13 +229,12 @@ def train(sap: Path, signals: Path | None, out: Path | None, *, exclude: Iterabl
     print(f"chosen: order {order}, concentration {concentration:g}; {len(file.counts)} contexts")
     print("held-out test videos, never fitted or chosen on:")
     print(f"  samples      {score([(NgramModel(file), sample_moments(videos, sorted(TEST_VIDEOS)))])}")
-    if out is not None:
-        out.write_bytes(encode_model(file))
-        print(f"wrote {out}")
+    out.write_bytes(encode_model(file))
+    print(f"wrote {out}")
     if signals is not None:
         from stream_agent.training import planner_model  # scikit-learn, which counting does without
 
-        beside = None if out is None else out.with_name("ensemble.json")
+        beside = out.with_name("ensemble.json")
         allowed = {name: clips for name, clips in videos.items() if name not in excluded}
         planner_model.run(allowed, signals, beside, training, order=order, concentration=concentration)
 
@@ -306,7 +284,3 @@ def calibration_error(forecasts: Sequence[tuple[float, bool]], *, bins: int = 10
         part[0] += probability
         part[1] += came
     return sum(abs(stated - observed) for stated, observed in sums) / len(forecasts)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

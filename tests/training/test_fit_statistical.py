@@ -10,7 +10,7 @@ from stream_agent.config import configs_directory
 from stream_agent.errors import ConfigError
 from stream_agent.evaluation.dataset import TEST_VIDEOS, TRAIN_VIDEOS, SapClip, load_sap
 from stream_agent.planner.ngram import START, NgramModel, encode_model, load_model
-from stream_agent.training.statistical import Moment, all_moments, choose, fit, folds, main, sample_moments, score
+from stream_agent.training.statistical import Moment, all_moments, choose, fit, folds, sample_moments, score
 
 SHIPPED = configs_directory() / "procedures" / "cholecystectomy" / "planner.json"
 D, C, R = "Dissection", "Vessel Clipping", "Tissue Retraction"
@@ -58,19 +58,6 @@ def test_a_score_counts_hits_by_rank() -> None:
     assert found.n == 3
     assert found.hits == (1, 2, 2)
     assert "top-1/2/3 33.3/66.7/66.7 %" in str(found)
-
-
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--sap", str(tmp_path / "nowhere.json")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
-
-
-def test_the_command_refuses_to_exclude_what_it_never_uses(
-    shared_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sap = str(shared_data / "sap" / "total_video_info.json")
-    assert main(["--sap", sap, "--exclude", "VID06"]) == 2
-    assert "not a training video" in capsys.readouterr().err
 
 
 def test_the_shipped_model_is_the_fit_of_the_training_videos_to_the_byte(shared_data: Path) -> None:

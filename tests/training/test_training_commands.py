@@ -77,7 +77,9 @@ def test_signals_writes_a_pack_s_files_and_prints_its_figures(
         (("signals", "--sap", "{sap}", "--signals", "{signals}", "--out", "/nowhere"), "--out /nowhere is no folder"),
         (("signals", "--sap", "{sap}", "--signals", "/nowhere", "--out", "{tmp}"), "/nowhere is no folder"),
         (("signals", "--sap", "/nowhere", "--signals", "{signals}", "--out", "{tmp}"), "/nowhere cannot be read"),
+        (("statistical", "--sap", "/nowhere", "--out", "{tmp}"), "/nowhere cannot be read"),
         (("statistical", "--sap", "{sap}", "--out", "{tmp}", "--exclude", "VID99"), "VID99: not a training video"),
+        (("statistical", "--sap", "{sap}", "--out", "{tmp}", "--exclude", "VID06"), "VID06: not a training video"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_remedy(
