@@ -30,10 +30,14 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
     """Fine-tune as configured and write the adapter to `out`; its record.
 
     Raises:
-        ConfigError: Something is missing or wrong, a test video would be trained on, or `out` is taken.
+        ConfigError: Something is missing or wrong, a test video would be trained on, the adapter to begin with has seen what is
+            held out, or `out` is taken.
     """
+    from stream_agent.training.tuning import began_with, require_unseen
+
     require_free(out)
     lesson = teaching(config)
+    require_unseen(config, lesson)
     told = lesson.summary()
     say(
         f"{told['samples']} samples of {len(_list(told['fitted_on']))} training videos to fit, {told['validation_samples']} of "
@@ -55,7 +59,7 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
     with early.listening(say):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     record = _record(config, lesson, trainer, model, base)
-    record["ended_early"] = early.asked
+    record |= {"began_with": began_with(config), "ended_early": early.asked}
     record["digest"] = save_adapter(
         trainer.model,
         out,

@@ -162,7 +162,7 @@ def run(
         "method": method,
         "base": base.files.name,
         "base_digest": base.files.digest,
-        "began_with": _start(config),
+        "began_with": began_with(config),
         "config_digest": config.digest(),
         "data": lesson.summary(),
         "trained_parameters": trainable,
@@ -194,7 +194,12 @@ def run(
     return record
 
 
-def _start(config: TrainingConfig) -> dict[str, object]:
+def began_with(config: TrainingConfig) -> dict[str, object]:
+    """What a record tells of the adapter that training began with; empty for a new one.
+
+    Raises:
+        ConfigError: It does not say what it was fitted on, or a test video is among it.
+    """
     start = config.lora.start_from
     return {} if start is None else {"adapter": start.name, "fitted_on": list(fitted_before(config))}
 

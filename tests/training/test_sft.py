@@ -34,6 +34,7 @@ from stream_agent.planner.backends.protocol import Call
 from stream_agent.planner.backends.transformers import TransformersBackend
 from stream_agent.planner.model_files import MANIFEST
 from stream_agent.prompts import CODES
+from stream_agent.training.adapter_record import fitted_on
 from stream_agent.training.config import TrainingConfig, load_training
 from stream_agent.training.data import Example
 from stream_agent.training.lora import Batches, load_base, with_adapter
@@ -343,6 +344,15 @@ def test_training_goes_on_with_an_adapter(tiny: Tiny, sap: Path, tmp_path: Path)
     )
     record = train(second, tmp_path / "second", say=lambda _: None)
     assert record["losses"][0] < json.loads((tmp_path / "first" / "record.json").read_text())["losses"][0]
+    left_out = settings(
+        sap, tiny("qwen2"), data__validation=0, data__exclude="[VID01]", lora__start_from=tmp_path / "first"
+    )
+    more = train(left_out.model_copy(update={"optimiser": second.optimiser}), tmp_path / "third", say=lambda _: None)
+    assert "VID01" not in more["data"]["fitted_on"] and "VID01" in fitted_on(tmp_path / "third"), (
+        "its start has seen it"
+    )
+    with pytest.raises(ConfigError, match="is held out here"):
+        train(settings(sap, tiny("qwen2"), lora__start_from=tmp_path / "first"), tmp_path / "fourth")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +360,7 @@ def test_training_goes_on_with_an_adapter(tiny: Tiny, sap: Path, tmp_path: Path)
     [
         ({"lora__quantised": "true"}, "lora.quantised=true needs a CUDA GPU"),
         ({"lora__last_layers": 9}, "lora.last_layers=9 is more than the model's 2"),
-        ({"lora__start_from": "/nowhere"}, "/nowhere has no adapter_model.safetensors"),
+        ({"lora__start_from": "/nowhere"}, "/nowhere has no record.json that tells its videos"),
         ({"planner__context_tokens": 256, "planner__knowledge": "full"}, "planner.context_tokens=256 is less"),
         ({"planner__model": "/nowhere"}, "is no local directory"),
         ({"planner__digest": "0" * 12}, "the configuration expects 000000000000"),
