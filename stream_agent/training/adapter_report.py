@@ -5,8 +5,9 @@
 
 The statistical planner that the weight is fitted beside has not seen the chosen-by videos either; the one that answers the test
 samples is fitted on all 35 training videos. The chosen-by videos chose the adapter's step, too, so the weight trusts it a little
-too much (`trial_report.py` fits it on videos that chose nothing); the test rows do not suffer from that. The official 57 cannot
-tell planners apart that are less than about 25 points from each other: the paired bootstrap beside them says so.
+too much (`trial_report.py` fits it on videos that chose nothing); the test rows do not suffer from that. Of an adapter without
+such videos nothing is fitted. The official 57 cannot tell planners apart that are less than about 25 points from each other: the
+paired bootstrap beside them says so.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stream_agent.errors import ConfigError
+from stream_agent.evaluation.model_beliefs import Beliefs
 from stream_agent.evaluation.protocols import Fold
 from stream_agent.training.calibration import fit, targets_of
 from stream_agent.training.panel import HISTORY, TRACK, Panel
-from stream_agent.training.report_rows import ADAPTER, measured, rows_of, weighed
+from stream_agent.training.report_rows import ADAPTER, Weighed, measured, rows_of, weighed
 from stream_agent.training.taught_adapter import load_taught
 
 
@@ -49,31 +50,36 @@ def evaluate_adapter(
         BackendError: The model failed.
     """
     taught = load_taught(adapter, model, settings)
-    if not taught.chosen_by:
-        raise ConfigError(
-            f"{taught.folder.name} was trained without validation videos, so no weight can be fitted; train with data.validation"
-        )
     panel = Panel(taught, sap, signals=signals, keep=keep, say=say)
-    held, asked = panel.samples(taught.chosen_by), panel.samples(panel.tests)
-    beside = panel.statistical("statistical beside", [Fold(taught.fitted_on, taught.chosen_by)], held)
+    asked = panel.samples(panel.tests)
     statistical = panel.statistical("statistical", [Fold(panel.training, panel.tests)], asked)
-    said = panel.language(
-        {"base beside": (None, held), "base": (None, asked), "held": (taught, held), "test": (taught, asked)}
-    )
     fusion = taught.planner.fusion
-    found = fit(beside, said["held"], targets_of(held, panel.actions), fusion)
-    own = {ADAPTER: weighed(found, statistical, said["test"], fusion)}
-    chosen_by = {"zero-shot": said["base beside"], ADAPTER: said["held"], "statistical": beside}
+    told: dict[str, Any] = {"chosen_by_samples": 0}
+    if taught.chosen_by:
+        held = panel.samples(taught.chosen_by)
+        beside = panel.statistical("statistical beside", [Fold(taught.fitted_on, taught.chosen_by)], held)
+        said = panel.language(
+            {"base beside": (None, held), "base": (None, asked), "held": (taught, held), "test": (taught, asked)}
+        )
+        found = fit(beside, said["held"], targets_of(held, panel.actions), fusion)
+        own: Weighed | Beliefs = weighed(found, statistical, said["test"], fusion)
+        rows = {"zero-shot": said["base beside"], ADAPTER: said["held"], "statistical": beside}
+        told = {
+            "chosen_by_samples": len(held),
+            "temperature": found.temperature,
+            "fusion_weight": found.weight,
+            "chosen_by": measured(rows, held, panel.actions),
+        }
+    else:
+        said = panel.language({"base": (None, asked), "test": (taught, asked)})
+        own = said["test"]
     return {
         "adapter": taught.folder.name,
         "weights": taught.weights,
         "track": TRACK,
         "history": HISTORY,
         "samples": len(asked),
-        "chosen_by_samples": len(held),
-        "temperature": found.temperature,
-        "fusion_weight": found.weight,
         "statistical_planner": panel.how,
-        "rows": measured(rows_of(said["base"], statistical, own, fusion), asked, panel.actions),
-        "chosen_by": measured(chosen_by, held, panel.actions),
+        "rows": measured(rows_of(said["base"], statistical, {ADAPTER: own}, fusion), asked, panel.actions),
+        **told,
     }

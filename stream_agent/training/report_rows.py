@@ -51,17 +51,20 @@ def weighed(found: Fit, statistical: Beliefs, own: Beliefs, fusion: FusionConfig
 
 
 def rows_of(
-    base: Beliefs, statistical: Beliefs, taught: Mapping[str, Weighed], fusion: FusionConfig
+    base: Beliefs, statistical: Beliefs, taught: Mapping[str, Weighed | Beliefs], fusion: FusionConfig
 ) -> dict[str, Beliefs]:
-    """Everybody's beliefs under the names of the report, in its order."""
+    """Everybody's beliefs under the names of the report, in its order; adapters' with fitted numbers where there are any."""
     rows = {"zero-shot": base}
     for name, said in taught.items():
-        rows |= {name: said.own, f"{name}, fitted temperature": said.calibrated}
+        rows[name] = said.own if isinstance(said, Weighed) else said
+        if isinstance(said, Weighed):
+            rows[f"{name}, fitted temperature"] = said.calibrated
     rows[_STATISTICAL] = statistical
     for name, said in taught.items():
         fused = "fused" if name == ADAPTER else f"fused with {name}"
-        rows[f"{fused} as configured (w={fusion.model:g}, T=1)"] = pooled(statistical, said.own, fusion)
-        rows[f"{fused}, fitted ({said.fitted})"] = said.fused
+        rows[f"{fused} as configured (w={fusion.model:g}, T=1)"] = pooled(statistical, rows[name], fusion)
+        if isinstance(said, Weighed):
+            rows[f"{fused}, fitted ({said.fitted})"] = said.fused
     return rows
 
 

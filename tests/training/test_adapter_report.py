@@ -64,13 +64,24 @@ def test_every_row_is_over_the_test_samples_and_the_weight_over_unseen_training_
     assert len(told) == 8 and len({line.count("|") for line in told}) == 1
 
 
+def test_without_videos_held_out_nothing_is_fitted_and_all_else_is_told(
+    sap: Path, adapter: Path, tmp_path: Path
+) -> None:
+    whole = settings(sap, adapter.parent / "qwen2", optimiser__max_steps=2, data__validation=0)
+    train(whole, tmp_path / "whole", say=lambda _: None)
+    found = evaluate_adapter(tmp_path / "whole", sap, say=lambda _: None)
+    assert list(found["rows"]) == ["zero-shot", "adapter", "statistical", "fused as configured (w=0.2, T=1)"]
+    assert found["samples"] == 13 and found["chosen_by_samples"] == 0
+    assert not {"temperature", "fusion_weight", "chosen_by"} & found.keys()
+
+
 def test_what_is_kept_is_not_asked_again_and_gives_the_same_report(sap: Path, adapter: Path, tmp_path: Path) -> None:
     said: list[list[str]] = [[], []]
     first, second = (evaluate_adapter(adapter, sap, keep=tmp_path / "kept", say=lines.append) for lines in said)
     assert first == second
     assert [line.split(":")[0] for line in said[0]] == [
-        "statistical beside",
         "statistical",
+        "statistical beside",
         "base beside",
         "base",
         "held",
