@@ -793,7 +793,11 @@ def _value(annotation: object, text: str) -> object:
 
 def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterable[str]:
     ours = kind is AgentConfig
-    for item in error.errors():
+    wrong = error.errors()
+    within = {item["loc"][:-1] for item in wrong}
+    for item in wrong:
+        if item["type"] == "too_short" and item["loc"] in within:
+            continue  # pydantic counts what was right, and what was wrong is told already
         location = ".".join(str(part) for part in item["loc"] if not isinstance(part, str) or "[" not in part)
         if item["type"] == "extra_forbidden":
             where = "see `run_agent.py config schema` for those that are" if ours else "remove or correct it"
@@ -804,7 +808,8 @@ def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterable[str]:
             given = item.get("input")
             shown = "" if isinstance(given, dict) else f"={given}"
             where = " (`run_agent.py config schema` lists types and ranges)" if ours else ""
-            yield f"{location}{shown}: {item['msg']}; correct it{where}"
+            remedy = f"write [{given}]" if item["type"] == "tuple_type" and isinstance(given, str) else "correct it"
+            yield f"{location}{shown}: {item['msg']}; {remedy}{where}"
 
 
 def _nearest(location: tuple[int | str, ...], kind: type[BaseModel]) -> str:
