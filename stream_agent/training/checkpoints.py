@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Final
 
@@ -38,9 +39,17 @@ def checkpoints_beside(out: Path, config: Section) -> Path:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: its state is written last."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    """The newest checkpoint that is whole: its state is written last, and a kill may leave half of that, too."""
+    found = [path for path in folder.glob("checkpoint-*") if _whole(path / "trainer_state.json")]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def _whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def versions() -> dict[str, str]:

@@ -15,21 +15,23 @@ class Told(Section):
     seed: int = 0
 
 
-def save(folder: Path, step: int, *, whole: bool = True) -> Path:
+def save(folder: Path, step: int, state: str | None = "{}") -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
-    if whole:
-        (path / "trainer_state.json").write_text("{}")
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
     return path
 
 
 def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
-    """By its number, not by its name: 100 comes after 20. A kill in the middle of saving leaves one without its state."""
+    """By its number, not by its name: 100 comes after 20. A kill in the middle of saving leaves half a state, or none."""
     folder = checkpoints_beside(tmp_path / "out", Told())
     assert last_checkpoint(folder) is None
     save(folder, 20)
     newest = save(folder, 100)
-    save(folder, 120, whole=False)
+    save(folder, 120, state=None)
+    save(folder, 140, state="")
+    save(folder, 160, state='{"global_step": 16')
     assert last_checkpoint(folder) == newest
     assert checkpoints_beside(tmp_path / "out", Told()) == folder
 

@@ -35,6 +35,7 @@ from stream_agent.planner.backends.transformers import TransformersBackend
 from stream_agent.planner.model_files import MANIFEST
 from stream_agent.prompts import CODES
 from stream_agent.training.adapter_record import fitted_on
+from stream_agent.training.checkpoints import last_checkpoint
 from stream_agent.training.config import TrainingConfig, load_training
 from stream_agent.training.data import Example
 from stream_agent.training.lora import Batches, load_base, with_adapter
@@ -45,7 +46,7 @@ from tests.planner.backends.tiny_models import Family
 from tests.training.test_data import DONE, clips, written
 
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(400),
     # torch, transformers and TRL warn of their own parts.
     pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"),
 ]
@@ -238,7 +239,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     try:
-        eventually(lambda: any(checkpoints.glob("checkpoint-*/trainer_state.json")), timeout_s=90.0)
+        eventually(lambda: last_checkpoint(checkpoints), timeout_s=240.0)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
