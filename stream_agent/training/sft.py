@@ -126,7 +126,7 @@ def fitting_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    callbacks: list[Any] = [_told(transformers, say)]
+    callbacks: list[Any] = [_told(transformers, say, chooses=chooses)]
     if chooses:
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=stopping.patience))
     # The two sets have their own tokens and pictures, so each row says which it belongs to.
@@ -179,8 +179,8 @@ def answer_trainer(kind: Any) -> Any:
     return AnswerTrainer
 
 
-def _told(transformers: Any, say: Callable[[str], None]) -> Any:
-    """Says each validation's figures on a line."""
+def _told(transformers: Any, say: Callable[[str], None], *, chooses: bool) -> Any:
+    """Says each validation's figures on a line, or each epoch's loss where nothing is validated."""
 
     class Told(transformers.TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -198,12 +198,17 @@ def _told(transformers: Any, say: Callable[[str], None]) -> Any:
             if "loss" in logs:
                 self._losses.append(float(logs["loss"]))
             if "eval_loss" in logs:
-                fitted = sum(self._losses) / len(self._losses) if self._losses else math.nan
-                self._losses.clear()
-                say(
-                    f"epoch {state.epoch:.2f} step {state.global_step}: loss {fitted:.4f}, validation loss "
-                    f"{logs['eval_loss']:.4f}, token accuracy {logs.get('eval_mean_token_accuracy', math.nan):.4f}"
-                )
+                accuracy = logs.get("eval_mean_token_accuracy", math.nan)
+                self._line(state, f", validation loss {logs['eval_loss']:.4f}, token accuracy {accuracy:.4f}")
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
+            if not chooses:
+                self._line(state, "")
+
+        def _line(self, state: Any, more: str) -> None:
+            fitted = sum(self._losses) / len(self._losses) if self._losses else math.nan
+            self._losses.clear()
+            say(f"epoch {state.epoch:.2f} step {state.global_step}: loss {fitted:.4f}{more}")
 
     return Told()
 
