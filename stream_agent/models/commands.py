@@ -110,11 +110,15 @@ def record(
 def promote(candidate: Path, record_file: Path, margins: Path | None, folder: Path, pack: Path) -> int:
     """Put CANDIDATE to use if its record shows that it is not inferior to the model in use."""
     from stream_agent.models.promotion import promote as put_to_use
+    from stream_agent.models.record import read_record
 
     version, judgement = put_to_use(candidate, record_file, registry=folder, pack=pack, margins_file=margins)
     for axis in judgement.axes:
         click.echo(f"{axis.name}: {axis.finding}")
-    adapter = f" planner.adapter=promoted planner.digest={version.base}" if version.base else ""
+    adapter = ""
+    if version.base:
+        temperature = read_record(record_file).candidate.temperature
+        adapter = f" planner.adapter=promoted planner.digest={version.base} planner.temperature={temperature:g}"
     click.echo(
         f"in use now: version {version.number}, {version.digest}; runs take it with models.registry={folder}{adapter}"
     )

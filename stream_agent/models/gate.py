@@ -94,7 +94,10 @@ def _calibration(ours: Sequence[Outcome], theirs: Sequence[Outcome], margins: Ma
     text = (
         f"ECE {errors[0]:.3f} against {errors[1]:.3f}: {difference:+.3f}; {margins.calibration:+.3f} or less is allowed"
     )
-    return Axis("calibration", passed, text + ("" if passed else "; fit its temperature on training videos"))
+    remedy = (
+        "" if passed else "; fit its temperature on training videos, an adapter's by `train gate --fit-temperature`"
+    )
+    return Axis("calibration", passed, text + remedy)
 
 
 def _latency(record: EvaluationRecord, margins: Margins) -> Axis:

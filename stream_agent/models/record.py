@@ -68,6 +68,7 @@ class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         name: For people.
         files: sha256 of the model's files (`model_files`); empty for a base model without an adapter.
         base: An adapter's base model, by its manifest digest (`planner.digest`); empty for a statistical model.
+        temperature: That an adapter is to be asked at (`planner.temperature`), fitted where the gate was told to.
         fitted_on: Videos that these files were fitted on; empty when they were fitted on none.
         folds: Who answered which videos. A fold's model is these files, or one fitted as they were without the videos asked.
         answers: One per sample; the same samples on both sides.
@@ -76,6 +77,7 @@ class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     name: str
     files: dict[str, Sha256]
     base: str = ""
+    temperature: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
     fitted_on: tuple[str, ...]
     folds: tuple[FittedFold, ...]
     answers: tuple[Answered, ...]

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stream_agent.config import PlannerConfig
 from stream_agent.errors import ConfigError
-from stream_agent.evaluation.metrics import Outcome
-from stream_agent.evaluation.model_beliefs import LanguageModel, outcomes
+from stream_agent.evaluation.model_beliefs import Beliefs, LanguageModel, outcomes
 from stream_agent.evaluation.samples import Sample
 from stream_agent.models.gate import Judgement, judge, objections
 from stream_agent.models.margins import load_margins
@@ -31,6 +33,7 @@ from stream_agent.models.record import EvaluationRecord, FittedFold, Side, answe
 from stream_agent.planner.backends.adapters import adapter_directory
 from stream_agent.procedure import load_pack
 from stream_agent.training.adapter_record import fitted_on, read_record
+from stream_agent.training.calibration import fit_temperature, targets_of, tempered
 from stream_agent.training.config import TrainingConfig
 from stream_agent.training.data import require_training_only, training_samples
 from stream_agent.training.near_frames import NearCaptions, NearFrames
@@ -59,6 +62,19 @@ class Contest:
     start: Path | None
     tuned: Path
     asked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What one side said to one contest's samples.
+
+    Attributes:
+        beliefs: (samples, actions).
+        ms: Milliseconds, one per sample.
+    """
+
+    beliefs: Beliefs
+    ms: list[float]
 
 
 def crossvalidate(
@@ -126,17 +142,26 @@ def gate_record(
     config: TrainingConfig,
     *,
     command: str,
+    calibrated: bool = False,
     say: Callable[[str], None] = print,
 ) -> EvaluationRecord:
     """Both sides' answers to the held-out samples of every contest, on the causal track with the labels of a recogniser.
+
+    Args:
+        candidate: Whom the record is about.
+        contests: Who answers which videos.
+        config: How they are asked.
+        command: For the record.
+        calibrated: At a temperature that is fitted on the other contests, on both sides.
+        say: Hears of progress.
 
     Raises:
         ConfigError: An adapter was fitted on what it is asked about, or on a test video, or does not load.
         BackendError: The model failed.
     """
     assert config.data.sap is not None
-    ours: list[tuple[Outcome, float]] = []
-    theirs: list[tuple[Outcome, float]] = []
+    samples: list[list[Sample]] = []
+    said: list[Mapping[str, Answers]] = []
     base = ""
     for contest in contests:
         seen = {*fitted_on(contest.tuned), *(fitted_on(contest.start) if contest.start is not None else ())}
@@ -148,31 +173,55 @@ def gate_record(
         found = training_samples(config.data.sap, only=contest.asked, history="action_reg")
         say(f"asking both about {len(found)} samples of {len(contest.asked)} videos")
         base, answers = asyncio.run(_answers(contest, config, found))
-        ours += answers["tuned"]
-        theirs += answers["start"]
+        samples.append(found)
+        said.append(answers)
     start = candidate.start
+    actions = load_pack(config.procedure.pack).action_names
 
-    def side(name: str, folder: Path | None, answers: Sequence[tuple[Outcome, float]], which: str) -> Side:
+    def side(name: str, folder: Path | None, which: str) -> Side:
         folders = [contest.tuned if which == "tuned" else contest.start for contest in contests]
+        beliefs, temperature = [answers[which].beliefs for answers in said], 1.0
+        if calibrated:
+            targets = [targets_of(part, actions) for part in samples]
+            temperature = fit_temperature(np.concatenate(beliefs), np.concatenate(targets))
+            beliefs = each_calibrated_on_the_others(beliefs, targets)
+            say(f"{which}: temperature {temperature * config.planner.temperature:.3g}")
         return Side(
             name=name,
             files={} if folder is None else model_files(folder),
             base=base,
+            temperature=float(f"{temperature * config.planner.temperature:.4g}"),
             fitted_on=() if folder is None else fitted_on(folder),
             folds=tuple(
                 FittedFold(() if one is None else fitted_on(one), contest.asked)
                 for one, contest in zip(folders, contests, strict=True)
             ),
-            answers=answered([outcome for outcome, _ in answers], [taken for _, taken in answers]),
+            answers=answered(
+                [one for part, own in zip(samples, beliefs, strict=True) for one in outcomes(part, own, actions)],
+                [taken for answers in said for taken in answers[which].ms],
+            ),
         )
 
     return make_record(
         "adapter",
-        side(candidate.tuned.name, candidate.tuned, ours, "tuned"),
-        side("base" if start is None else start.name, start, theirs, "start"),
+        side(candidate.tuned.name, candidate.tuned, "tuned"),
+        side("base" if start is None else start.name, start, "start"),
         data={config.data.sap.name: file_sha256(config.data.sap)},
         command=command,
     )
+
+
+def each_calibrated_on_the_others(beliefs: Sequence[Beliefs], targets: Sequence[NDArray[np.intp]]) -> list[Beliefs]:
+    """Each part's beliefs, (samples, actions), at the temperature that suits those of the other parts best."""
+    parts = range(len(beliefs))
+    temperatures = [
+        fit_temperature(
+            np.concatenate([beliefs[other] for other in parts if other != part]),
+            np.concatenate([targets[other] for other in parts if other != part]),
+        )
+        for part in parts
+    ]
+    return [tempered(own, temperature) for own, temperature in zip(beliefs, temperatures, strict=True)]
 
 
 def verdict(record: EvaluationRecord, say: Callable[[str], None] = print) -> bool:
@@ -197,14 +246,17 @@ def run(
     parts: int,
     starting: TrainingConfig | None,
     command: str,
+    calibrated: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Cross-validate, write `RECORD` to `out`, and tell whether the candidate may ship.
 
     Raises:
-        ConfigError: As `crossvalidate` and `gate_record`.
+        ConfigError: As `crossvalidate` and `gate_record`, or a temperature is to be fitted with nothing to fit it on.
         BackendError: The model failed.
     """
+    if calibrated and parts == 1:
+        raise ConfigError("--fit-temperature fits on the other parts, and --parts 1 has none; ask --parts 5")
     candidate, contests = crossvalidate(
         tuning,
         trainer_of(method, say),
@@ -214,7 +266,7 @@ def run(
         begin=None if starting is None else trainer_of("sft", say),
         say=say,
     )
-    record = gate_record(candidate, contests, tuning, command=command, say=say)
+    record = gate_record(candidate, contests, tuning, command=command, calibrated=calibrated, say=say)
     write_record(record, out / RECORD)
     say(f"wrote {out / RECORD}")
     return verdict(record, say)
@@ -235,8 +287,8 @@ def trainer_of(method: Method, say: Callable[[str], None]) -> Trainer:
 
 async def _answers(
     contest: Contest, config: TrainingConfig, found: Sequence[Sample]
-) -> tuple[str, Mapping[str, list[tuple[Outcome, float]]]]:
-    """The base model's digest, and per side its answers with their milliseconds; the sides take turns in going first."""
+) -> tuple[str, Mapping[str, Answers]]:
+    """The base model's digest, and each side's answers; the sides take turns in going first."""
     pack = load_pack(config.procedure.pack)
     adapters = {"tuned": contest.tuned} | ({} if contest.start is None else {"start": contest.start})
     planner = PlannerConfig.model_validate(
@@ -252,17 +304,18 @@ async def _answers(
     pictures = None if config.data.frames is None else NearFrames(config.data.frames, planner)
     captions = None if config.data.captions is None else NearCaptions(config.data.captions)
     model = LanguageModel(pack, planner)
-    answers: dict[str, list[tuple[Outcome, float]]] = {name: [] for name in asked}
+    beliefs: dict[str, list[Beliefs]] = {name: [] for name in asked}
+    ms: dict[str, list[float]] = {name: [] for name in asked}
     try:
         able = await model.start()
         for number, sample in enumerate(found):
             for name in (*asked,) if number % 2 else reversed((*asked,)):
                 said = await model.ask([sample], asked[name], pictures=pictures, captions=captions)
-                [outcome] = outcomes([sample], said.beliefs, pack.action_names)
-                answers[name].append((outcome, said.ms_p50))
+                beliefs[name].append(said.beliefs)
+                ms[name].append(said.ms_p50)
     finally:
         await model.close()
-    return able.digest, answers
+    return able.digest, {name: Answers(np.concatenate(beliefs[name]), ms[name]) for name in asked}
 
 
 def _with(config: ConfigT, start: Path | None, without: Sequence[str]) -> ConfigT:

@@ -269,6 +269,9 @@ def grpo(preset: Path | None, out: Path, settings: tuple[str, ...]) -> int:
 @click.option(
     "--parts", type=click.IntRange(1, 35), default=5, show_default=True, help="1 asks about the validation videos."
 )
+@click.option(
+    "--fit-temperature", is_flag=True, help="Judge both sides at temperatures that are fitted on the other parts."
+)
 @click.option("--out", type=_FILE, required=True, help="Folder for the adapters and the evaluation record, gate.json.")
 @_SETTINGS
 def gate(
@@ -276,6 +279,7 @@ def gate(
     preset: Path | None,
     start_config: Path | None,
     parts: int,
+    fit_temperature: bool,
     out: Path,
     settings: tuple[str, ...],
 ) -> int:
@@ -301,9 +305,19 @@ def gate(
     both = [setting for setting in settings if setting.startswith(shared)]
     starting = None if start_config is None else load_training(start_config, both)
     _require(*_TUNING)
-    given = ["train", "gate", method, *(["--config", preset] if preset else []), "--parts", parts, *settings]
+    given = ["train", "gate", method, *(["--config", preset] if preset else []), "--parts", parts]
+    given += [*(["--fit-temperature"] if fit_temperature else []), *settings]
     command = shlex.join(["run_agent.py", *map(str, given)])
-    ships = adapter_gate.run(method, tuning, out, parts=parts, starting=starting, command=command, say=click.echo)
+    ships = adapter_gate.run(
+        method,
+        tuning,
+        out,
+        parts=parts,
+        starting=starting,
+        command=command,
+        calibrated=fit_temperature,
+        say=click.echo,
+    )
     return 0 if ships else 1
 
 

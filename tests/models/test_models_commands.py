@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stream_agent import cli
@@ -89,9 +90,12 @@ def test_with_both_kinds_the_kind_is_asked_for(
     promoted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = adapter(tmp_path / "adapter", value=1.0)
-    record = written(record_of(made, None), tmp_path / "adapter.json")
+    found = record_of(made, None)
+    found = msgspec.structs.replace(found, candidate=msgspec.structs.replace(found.candidate, temperature=0.84))
+    record = written(found, tmp_path / "adapter.json")
     assert call("promote", made, "--record", record, "--registry", promoted) == 0
-    assert capsys.readouterr().out.endswith(f"={promoted} planner.adapter=promoted planner.digest={BASE}\n")
+    settings = f"planner.adapter=promoted planner.digest={BASE} planner.temperature=0.84"
+    assert capsys.readouterr().out.endswith(f"={promoted} {settings}\n")
     assert call("rollback", "--registry", promoted) == 2
     assert "--kind" in capsys.readouterr().err
     assert call("show", "--kind", "adapter", "--registry", promoted) == 0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +17,7 @@ from stream_agent.models.margins import load_margins
 from stream_agent.models.record import read_record
 from stream_agent.training import adapter_gate
 from stream_agent.training.adapter_record import fitted_on
+from stream_agent.training.calibration import tempered
 from stream_agent.training.config import TrainingConfig, load_training
 from stream_agent.training.preference import PreferenceTraining
 from tests.training.made_up import write_sap
@@ -142,3 +144,32 @@ def test_by_one_command_to_a_record_and_a_verdict(tmp_path_factory: pytest.TempP
     assert record.candidate.base
     left = objections(record, load_margins().adapter)
     assert all("are needed; evaluate on more" in reason for reason in left), left
+
+    fitted = ["gate", "dpo", *given, "--fit-temperature", *overrides(tmp_path, model)]
+    answer = CliRunner().invoke(commands, fitted, catch_exceptions=False, standalone_mode=False)
+    assert "tuned is there already" in answer.output and "tuned: temperature " in answer.output
+    calibrated = read_record(tmp_path / "out" / adapter_gate.RECORD)
+    assert record.candidate.temperature == record.in_use.temperature == 1.0 != calibrated.candidate.temperature
+    pairs = list(zip(record.candidate.answers, calibrated.candidate.answers, strict=True))
+    assert all(before.ranked == after.ranked for before, after in pairs), "a temperature changes no order"
+    assert any(before.probabilities != after.probabilities for before, after in pairs)
+    assert "--fit-temperature" in calibrated.command and "--fit-temperature" not in record.command
+
+
+def test_a_part_s_temperature_is_fitted_on_the_other_parts_alone() -> None:
+    draw = np.random.default_rng(0)
+    honest = [draw.dirichlet(np.ones(5), 400) for _ in range(3)]
+    targets = [np.array([draw.choice(5, p=row) for row in part]) for part in honest]
+    sharp = [tempered(part, 0.5) for part in honest]
+    found = adapter_gate.each_calibrated_on_the_others(sharp, targets)
+    for own, before, true in zip(found, sharp, honest, strict=True):
+        assert np.abs(own - true).mean() < 0.1 * np.abs(before - true).mean()
+    other = [(targets[0] + 1) % 5, *targets[1:]]
+    again = adapter_gate.each_calibrated_on_the_others(sharp, other)
+    assert np.array_equal(found[0], again[0]) and not np.array_equal(found[1], again[1])
+
+
+def test_one_part_has_no_other_to_fit_a_temperature_on(tmp_path: Path) -> None:
+    tuning = load_tree(PreferenceTraining, None, overrides(tmp_path, "m"))
+    with pytest.raises(ConfigError, match="--parts 1 has none; ask --parts 5"):
+        adapter_gate.run("dpo", tuning, tmp_path / "out", parts=1, starting=None, command="", calibrated=True)
