@@ -80,7 +80,7 @@ def test_a_missing_or_damaged_model_names_the_remedy(
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"rebuild it with python -m stream_agent\.training\.recogniser"):
+    with pytest.raises(ConfigError, match=r"rebuild it with run_agent\.py train recogniser"):
         OnnxRecogniser(path, actions=actions, instruments=instruments)
 
 
