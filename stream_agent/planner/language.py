@@ -35,6 +35,7 @@ from stream_agent.messages import (
     RankedAction,
     Rationale,
 )
+from stream_agent.models.model_files import digest_of, model_files
 from stream_agent.planner.backends.protocol import Backend, Call, Capabilities
 from stream_agent.planner.captions import Caption, Captions
 from stream_agent.planner.fusion import fused, report
@@ -114,7 +115,7 @@ class LanguagePlanner:
         self._rank.check_codes()
         self._hashes = Hashes(
             model="+".join(digests),
-            adapter=self._config.adapter,
+            adapter=_adapter_digest(self._config),
             prompt=self._factory.digest,
             knowledge=self._pack.knowledge_digest,
         )
@@ -367,6 +368,14 @@ def _update(
         rationale=rationale,
         problem=problem,
     )
+
+
+def _adapter_digest(config: PlannerConfig) -> str:
+    """As the registry names it; a server's adapter, whose files are not here, by the name that the server knows it by."""
+    folder = config.adapters.get(config.adapter)
+    if folder is None or not folder.is_dir():
+        return config.adapter
+    return digest_of("adapter", model_files(folder))
 
 
 def _told(part: str, backend: Backend, able: Capabilities) -> str:

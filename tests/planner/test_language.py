@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,11 +12,13 @@ import pytest
 
 from stream_agent.errors import BackendError, ConfigError
 from stream_agent.messages import Plan, PlanRequest, PlanUpdate
+from stream_agent.models.model_files import digest_of, model_files
 from stream_agent.planner.answer import objection
 from stream_agent.planner.backends.protocol import Capabilities, Picture
 from stream_agent.planner.backends.rehearsed import RehearsedBackend
 from stream_agent.planner.fusion import fused
 from stream_agent.planner.language import LanguagePlanner, imagined
+from tests.models.made_models import adapter
 from tests.planner.moments import ACTIONS, CLIPPING, DISSECTION, PACK, RETRACTION, UNIFORM, ask, config, moment
 
 SURE = {"beliefs": dict.fromkeys(ACTIONS, -4.0) | {RETRACTION: 0.0}}
@@ -49,6 +52,20 @@ def test_a_plan_says_what_it_was_made_of() -> None:
     )
     assert plan.ranked[0].action == RETRACTION
     assert all((plan.hashes.model, plan.hashes.prompt, plan.hashes.knowledge))
+
+
+def test_an_adapter_is_named_by_what_is_in_it(tmp_path: Path) -> None:
+    """A folder may be trained over again under its name; a plan tells which of the two it was."""
+    found = []
+    for name, value in (("first", 1.0), ("second", 2.0)):
+        folder = adapter(tmp_path / name / "sft", value=value)
+        plan = planned(adapters={"sft": folder}, adapter="sft")
+        assert plan.hashes.adapter == digest_of("adapter", model_files(folder))
+        found.append(plan.hashes.adapter)
+    assert found[0] != found[1]
+    there = planned(adapters={"sft": tmp_path / "at-the-server"}, adapter="sft")
+    assert there.hashes.adapter == "sft", "a server's, whose files are not here"
+    assert planned().hashes.adapter == ""
 
 
 def test_without_fusion_or_a_statistical_belief_the_models_own_ranking_is_the_rung_vlm() -> None:
