@@ -24,6 +24,7 @@ from stream_agent.training.lora import IGNORED, Batches, load_base, require_free
 from stream_agent.training.model_card import model_card
 from stream_agent.training.recomputing import recomputing
 from stream_agent.training.teaching import Teaching, teaching
+from stream_agent.training.tuning import began_with, require_unseen
 
 
 def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -33,8 +34,6 @@ def train(config: TrainingConfig, out: Path, *, say: Callable[[str], None] = pri
         ConfigError: Something is missing or wrong, a test video would be trained on, the adapter to begin with has seen what is
             held out, or `out` is taken.
     """
-    from stream_agent.training.tuning import began_with, require_unseen
-
     require_free(out)
     lesson = teaching(config)
     require_unseen(config, lesson)
